@@ -1,0 +1,72 @@
+"""Write files that are never half there, and turn names and addresses into local paths."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told in one line: what was given, what is allowed, what to do."""
+
+
+def _umask() -> int:
+    """Return the umask of the process; POSIX has no call that only reads it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+# subtle: read once, at import, because setting and restoring it is not safe between threads.
+_UMASK = _umask()
+
+
+def sync_directory(directory: str | Path) -> None:
+    """Flush the entries of `directory`, so that a rename in it outlives a power cut."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        # Some network file systems cannot sync a directory; the rename is still atomic there.
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_write(
+    path: str | Path, mode: str = "w", encoding: str | None = "utf-8"
+) -> Iterator[IO[Any]]:
+    """Open `path` for writing so that readers see the old file or the whole new one.
+
+    The content goes to a hidden file beside `path`, is flushed to the disk, then takes the name.
+    If the block raises, the old file stays as it was and the hidden one is removed. Text is
+    written with "\\n" line ends. An existing file keeps its permissions, a new one obeys the umask.
+
+    Raises:
+        OSError: no permission, no space, no such directory.
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"atomic_write mode {mode!r}: only 'w' and 'wb' replace a whole file")
+    # A link stays a link: what it points at is replaced.
+    target = Path(os.path.realpath(path))
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    text_options = {} if "b" in mode else {"encoding": encoding, "newline": "\n"}
+    try:
+        with os.fdopen(descriptor, mode, **text_options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        permissions = target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_UMASK
+        os.chmod(name, permissions)
+        os.replace(name, target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    sync_directory(target.parent)
