@@ -1,0 +1,100 @@
+"""Shared fixtures: a tiny vocabulary, model configuration, checkpoint factory and corpus."""
+
+from __future__ import annotations
+
+import random
+import string
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+torch.set_num_threads(1)
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+COMMON_WORDS = (
+    "the a of and to in is was it for on with as at by this that from or an be are not his her they "
+    "film movie story actor good bad great dull plot music people city river war king year time "
+    "world house water school book game team played made found called small large old new long "
+    "first last many never always man woman child green"
+).split()
+SUFFIXES = ["##s", "##ed", "##ing", "##er", "##ly", "##est"]
+
+
+def tiny_vocabulary() -> list[str]:
+    """List the entries of the vocabulary that the tests share: all lower-case text can be spelled."""
+    letters = list(string.ascii_lowercase)
+    characters = letters + list(string.digits)
+    whole_words = [word for word in dict.fromkeys(COMMON_WORDS) if len(word) > 1]
+    suffixes = [suffix for suffix in SUFFIXES if len(suffix) > 3]
+    continuations = [f"##{character}" for character in characters]
+    return (
+        SPECIAL_TOKENS + characters + continuations + list(".,;:!?'\"-()") + whole_words + suffixes
+    )
+
+
+@pytest.fixture
+def vocab_file(tmp_path: Path) -> Path:
+    """Write the tiny vocabulary to `vocab.txt` in a directory of its own."""
+    directory = tmp_path / "vocabulary"
+    directory.mkdir()
+    path = directory / "vocab.txt"
+    path.write_text("\n".join(tiny_vocabulary()) + "\n", encoding="utf-8", newline="\n")
+    return path
+
+
+@pytest.fixture
+def tiny_config():
+    """Configure a BERT whose sizes differ pairwise, so that a swapped axis cannot pass."""
+    from transformer.modeling import BertConfig
+
+    return BertConfig(
+        vocab_size=len(tiny_vocabulary()),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=37,
+        max_position_embeddings=64,
+        # The published 0.02 is meant for width 768; at width 32 it would make all outputs alike.
+        initializer_range=0.15,
+    )
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path, vocab_file: Path, tiny_config) -> Callable[..., Path]:
+    """Return `make(name, model_class, **config_changes)`: a random tiny checkpoint directory.
+
+    The weights depend on `name` only, so two directories of one name and class hold equal models.
+    """
+    from transformer.checkpoint import save_checkpoint
+    from transformer.tokenization import BertTokenizer
+
+    def make(name: str, model_class: type[nn.Module], **config_changes: object) -> Path:
+        with torch.random.fork_rng():
+            torch.manual_seed(zlib.crc32(name.encode()))
+            model = model_class(replace(tiny_config, **config_changes))
+        output_dir = tmp_path / name
+        tokenizer = BertTokenizer(str(vocab_file), do_lower_case=True)
+        save_checkpoint(model, tokenizer, output_dir)
+        return output_dir
+
+    return make
+
+
+@pytest.fixture
+def corpus_file(tmp_path: Path) -> Path:
+    """Write a corpus of 12 documents of 4 to 9 sentences, one sentence a line."""
+    rng = random.Random(20)
+    documents = []
+    for _ in range(12):
+        lengths = [rng.randint(4, 14) for _ in range(rng.randint(4, 9))]
+        documents.append(
+            "\n".join(" ".join(rng.choices(COMMON_WORDS, k=n)) + " ." for n in lengths)
+        )
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8", newline="\n")
+    return path
