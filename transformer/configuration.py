@@ -1,0 +1,133 @@
+"""The configuration of a BERT: what config.json says, checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from transformer.file_utils import UserError
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+# "gelu" is the exact form (erf), as in the published PyTorch checkpoints; Google's later code
+# approximates it with tanh, which Hugging Face configs call gelu_new or gelu_pytorch_tanh.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": F.relu,
+    "swish": F.silu,
+    "silu": F.silu,
+}
+
+POSITIVE_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+
+
+@dataclass
+class BertConfig:
+    """Hold the sizes of a BERT and what its head needs; the keys are those of config.json.
+
+    Raises:
+        UserError: a value that no BERT can have, with the key and what is allowed.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+    classifier_relu: bool = False  # the classifier reads ReLU(pooled), as TinyBERT's authors had it
+    fit_size: int = 0  # width of the teacher that hidden states are projected to; 0: no projection
+    fit_per_layer: bool = False  # fit_denses.N (second release) instead of one fit_dense (first)
+    id2label: dict[int, str] | None = None
+    problem_type: str | None = None  # "regression" goes with a single label
+    extra: dict[str, Any] = field(default_factory=dict)  # other keys of a config.json, kept as read
+
+    def __post_init__(self) -> None:
+        for key in POSITIVE_SIZES:
+            value = getattr(self, key)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"config: {key} {value!r} must be a whole number of at least 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"config: hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise UserError(
+                f"config: hidden_act {self.hidden_act!r} is unknown; "
+                f"choose from {', '.join(ACTIVATIONS)}"
+            )
+        for key, limit in (
+            ("hidden_dropout_prob", 1),
+            ("attention_probs_dropout_prob", 1),
+            ("pad_token_id", self.vocab_size),
+        ):
+            if not 0 <= getattr(self, key) < limit:
+                raise UserError(
+                    f"config: {key} {getattr(self, key)} must be at least 0 and below {limit}"
+                )
+        if self.id2label is not None:
+            self.id2label = {int(label_id): name for label_id, name in self.id2label.items()}
+            if sorted(self.id2label) != list(range(len(self.id2label))):
+                raise UserError(
+                    f"config: the keys of id2label, {list(self.id2label)}, must be 0, 1..."
+                )
+
+    @property
+    def num_labels(self) -> int:
+        """Return the number of outputs of the classifier: 2 where no labels are named."""
+        if self.id2label is not None:
+            return len(self.id2label)
+        return 1 if self.problem_type == "regression" else 2
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> BertConfig:
+        """Build a configuration from the object in a config.json; unknown keys go to `extra`."""
+        known = {f.name for f in fields(cls)} - {"extra"}
+        values = dict(values)
+        label2id = values.pop("label2id", None)
+        if values.get("id2label") is None and label2id:
+            values["id2label"] = {label_id: name for name, label_id in label2id.items()}
+        if values.get("pad_token_id") is None:  # Hugging Face writes null where there is none
+            values.pop("pad_token_id", None)
+        extra = {key: value for key, value in values.items() if key not in known}
+        return cls(**{key: values[key] for key in known & values.keys()}, extra=extra)
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> BertConfig:
+        """Read a config.json."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object for a config.json: `extra` merged in, unset keys left out."""
+        values = asdict(self)
+        merged = {**values.pop("extra"), **values}
+        if self.id2label is not None:
+            merged["label2id"] = {name: label_id for label_id, name in self.id2label.items()}
+        return {key: value for key, value in merged.items() if value is not None}
