@@ -1,0 +1,291 @@
+"""What a person sees of a run: log lines, one progress bar, metrics.jsonl, curves, a closing summary."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from .file_utils import atomic_write
+
+logger = logging.getLogger(__name__)
+
+# Fields of metrics.jsonl that depend on the clock; two runs of one seed differ in nothing else.
+TIMING_FIELDS = ("seconds", "sequences_per_second", "tokens_per_second")
+# Without a terminal a loop that is not told when to speak speaks this often.
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class _BarSafeHandler(logging.Handler):
+    """Write log lines to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+            sys.stderr.flush()
+        except (BrokenPipeError, ValueError):
+            self.handleError(record)
+
+
+def setup_logging(*, is_main: bool = True) -> None:
+    """Send INFO and above to stderr on the main rank, only errors on the others."""
+    handler = _BarSafeHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    for old in [held for held in root.handlers if isinstance(held, _BarSafeHandler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if is_main else logging.ERROR)
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration for people.
+
+    >>> format_seconds(3725)
+    '1:02:05'
+    """
+    whole = int(max(seconds, 0) + 0.5)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def format_value(value: Any) -> str:
+    """Write one field of a report: four significant digits, plain integers."""
+    if isinstance(value, float):
+        return f"{value:.3e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
+    return str(value)
+
+
+class Progress:
+    """One loop's progress: a bar on a terminal, a plain line now and then elsewhere.
+
+    Example:
+        with Progress(total=len(rows), description="augment", unit="rows") as progress:
+            for row in rows:
+                progress.update(1, variants=made)
+
+    Args:
+        total: how many units there are, None if unknown.
+        unit: what is counted, as a plural ("rows").
+        initial: units done by an earlier process; they do not count in the rate.
+        enabled: False on ranks that do not speak.
+        log_every: units between two plain lines; None: by time.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        *,
+        description: str,
+        unit: str = "steps",
+        initial: int = 0,
+        enabled: bool = True,
+        log_every: int | None = None,
+    ) -> None:
+        self.total, self.description, self.unit = total, description, unit
+        self.initial = self.done = initial
+        self.enabled, self.log_every = enabled, log_every
+        self.started = self.last_line = time.monotonic()
+        self.on_terminal = enabled and sys.stderr.isatty()
+        self._bar = None
+        if self.on_terminal:
+            self._bar = tqdm(
+                total=total,
+                initial=initial,
+                desc=description,
+                unit=f" {unit}",
+                dynamic_ncols=True,
+                smoothing=0.05,
+            )
+
+    def update(self, count: int = 1, **fields: Any) -> None:
+        """Move on by `count` units; `fields` are shown when it is time to speak."""
+        before = self.done
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+            if fields:
+                self._bar.set_postfix_str(self._join(fields), refresh=False)
+            return
+        if self.enabled and self._is_due(before):
+            self.report(**fields)
+
+    def report(self, **fields: Any) -> None:
+        """Show `fields` now."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._join(fields))
+        elif self.enabled:
+            self.last_line = time.monotonic()
+            logger.info("%s", self._line(fields))
+
+    def seconds_left(self) -> float | None:
+        """Estimate the time to the end from the rate of this process."""
+        made = self.done - self.initial
+        if self.total is None or made <= 0:
+            return None
+        return (time.monotonic() - self.started) / made * (self.total - self.done)
+
+    def close(self) -> None:
+        """Take the bar off the terminal's live line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _is_due(self, before: int) -> bool:
+        if self.done == self.total:
+            return True
+        if self.log_every is not None:
+            return before // self.log_every != self.done // self.log_every
+        return time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES
+
+    @staticmethod
+    def _join(fields: Mapping[str, Any]) -> str:
+        return " | ".join(f"{name} {format_value(value)}" for name, value in fields.items())
+
+    def _line(self, fields: Mapping[str, Any]) -> str:
+        width = len(str(self.total)) if self.total else 1
+        place = f"{self.description} {self.done:0{width}d}"
+        if self.total:
+            place += f"/{self.total} {self.unit} ({100 * self.done / self.total:.1f}%)"
+        else:
+            place += f" {self.unit}"
+        left = self.seconds_left()
+        tail = f" | {format_seconds(left)} left" if left else ""
+        return " | ".join(filter(None, [place, self._join(fields)])) + tail
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, cut back to the resumed step.
+
+    Args:
+        path: of the file; None on ranks that do not write.
+        offset: bytes to keep of what is there (0: begin anew).
+        tensorboard_dir: also write scalars there, with the tensorboard package.
+    """
+
+    def __init__(
+        self, path: Path | None, *, offset: int = 0, tensorboard_dir: Path | None = None
+    ) -> None:
+        self._file = None
+        self._board = None
+        if path is None:
+            return
+        self._file = open(path, "ab")  # noqa: SIM115 - held open for the length of the run
+        self._file.truncate(min(offset, self._file.tell()))
+        if tensorboard_dir is not None:
+            self._board = _summary_writer(tensorboard_dir)
+
+    def write(self, **fields: Any) -> None:
+        """Append one report; `step`, if there, is the x axis."""
+        if self._file is None:
+            return
+        self._file.write((json.dumps(fields) + "\n").encode())
+        self._file.flush()
+        if self._board is not None:
+            for name, value in fields.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, fields.get("step", 0))
+
+    def sync(self) -> int:
+        """Flush to the disk and return the size in bytes, for the training state."""
+        if self._file is None:
+            return 0
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Close the file and TensorBoard's writer."""
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _summary_writer(directory: Path) -> Any:
+    """Return TensorBoard's writer; imported only where asked for."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(directory))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read metrics.jsonl back."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# A panel of the curves and the beginnings of the field names in it.
+PANELS = {
+    "attention": ("attention",),
+    "hidden states": ("hidden",),
+    "embedding": ("embedding",),
+    "prediction": ("prediction",),
+    "loss": ("loss",),
+    "learning rate": ("learning_rate",),
+    "held out": ("eval_",),
+}
+
+
+def save_curves(metrics_path: Path, image_path: Path) -> bool:
+    """Draw metrics.jsonl as training_curves.png: one panel a kind of term, one line a field.
+
+    Returns False, with a word in the log, where matplotlib is missing or there is nothing to draw.
+    """
+    records = [record for record in read_metrics(metrics_path) if "step" in record]
+    names = sorted({name for record in records for name in record})
+    panels = {
+        title: [name for name in names if name.startswith(starts)]
+        for title, starts in PANELS.items()
+    }
+    panels = {title: held for title, held in panels.items() if held}
+    try:
+        import matplotlib
+    except ImportError:
+        logger.warning("no training curves: matplotlib is not installed")
+        return False
+    if not panels:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * min(len(panels), 3), 3.2 * -(-len(panels) // 3)))
+    axes = list(figure.subplots(-(-len(panels) // 3), min(len(panels), 3), squeeze=False).flat)
+    for axis, (title, held) in zip(axes, panels.items(), strict=False):
+        for name in held:
+            points = [(record["step"], record[name]) for record in records if name in record]
+            axis.plot(*zip(*points, strict=True), label=name, linewidth=1, marker=".", markersize=2)
+        axis.set(title=title, xlabel="step")
+        axis.legend(fontsize=6)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    figure.tight_layout()
+    with atomic_write(image_path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+    return True
+
+
+def closing_summary(title: str, written: Iterable[tuple[Path, str]], facts: Iterable[str]) -> None:
+    """Say at the end what the run did and what was written where."""
+    logger.info("%s", title)
+    for fact in facts:
+        logger.info("  %s", fact)
+    for path, what in written:
+        if path.exists():
+            logger.info("  %s: %s", path, what)
