@@ -16,17 +16,17 @@ from torch import nn
 torch.set_num_threads(1)
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-COMMON_WORDS = (
-    "the a of and to in is was it for on with as at by this that from or an be are not his her they "
-    "film movie story actor good bad great dull plot music people city river war king year time "
-    "world house water school book game team played made found called small large old new long "
-    "first last many never always man woman child green"
-).split()
+COMMON_WORDS = """
+the a of and to in is was it for on with as at by this that from or an be are not his her they
+film movie story actor good bad great dull plot music people city river war king year time
+world house water school book game team played made found called small large old new long
+first last many never always man woman child green
+""".strip().split()
 SUFFIXES = ["##s", "##ed", "##ing", "##er", "##ly", "##est"]
 
 
 def tiny_vocabulary() -> list[str]:
-    """List the entries of the vocabulary that the tests share: all lower-case text can be spelled."""
+    """List the entries of the vocabulary that the tests share; it spells any ASCII text."""
     letters = list(string.ascii_lowercase)
     characters = letters + list(string.digits)
     whole_words = [word for word in dict.fromkeys(COMMON_WORDS) if len(word) > 1]
@@ -92,9 +92,8 @@ def corpus_file(tmp_path: Path) -> Path:
     documents = []
     for _ in range(12):
         lengths = [rng.randint(4, 14) for _ in range(rng.randint(4, 9))]
-        documents.append(
-            "\n".join(" ".join(rng.choices(COMMON_WORDS, k=n)) + " ." for n in lengths)
-        )
+        sentences = [" ".join(rng.choices(COMMON_WORDS, k=length)) + " ." for length in lengths]
+        documents.append("\n".join(sentences))
     path = tmp_path / "corpus.txt"
     path.write_text("\n\n".join(documents) + "\n", encoding="utf-8", newline="\n")
     return path

@@ -1,7 +1,7 @@
 """TinyBERT: distil BERT models into small ones.
 
-The public classes are importable from here. They are looked up when first asked for, so that a process
-which only tokenises text (a worker of the corpus stage, `--help`) does not pay for importing torch.
+The public classes are importable from here. They are looked up when first asked for, so that a
+process which only tokenises text (a worker of the corpus stage, `--help`) does not import torch.
 """
 
 from __future__ import annotations
