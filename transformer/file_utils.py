@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -70,3 +70,20 @@ def atomic_write(
             os.unlink(name)
         raise
     sync_directory(target.parent)
+
+
+def cached_path(
+    name_or_path: str | Path,
+    cache_dir: str | Path | None = None,
+    *,
+    files: Iterable[str] | None = None,
+) -> Path:
+    """Return the local path of `name_or_path`.
+
+    Raises:
+        UserError: no such file or directory.
+    """
+    path = Path(name_or_path)
+    if not path.exists():
+        raise UserError(f"{name_or_path}: no such file or directory")
+    return path

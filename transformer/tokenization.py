@@ -1,0 +1,484 @@
+"""Turn text into WordPiece ids as BERT was trained on, from a bounded cache.
+
+The output is that of the compiled `tokenizers` library, character for character. It is faster
+because nothing in BERT's tokenisation looks across a space: cleaning, accents, lower case,
+punctuation and WordPiece act inside a space-separated chunk, and text repeats its chunks. So
+`encode` is a split and a dictionary look-up per chunk; only a new chunk is worked out.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from . import characters
+from .file_utils import UserError, atomic_write, cached_path
+
+logger = logging.getLogger(__name__)
+
+VOCAB_NAME = "vocab.txt"
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+TOKENIZER_FILES = (VOCAB_NAME, "tokenizer_config.json", "tokenizer.json")
+MAX_CHARACTERS_PER_WORD = 100
+
+MAX_CACHED_ENTRIES = 2**17
+MAX_CACHED_LENGTH = 40
+
+
+class PieceCache(dict[str, tuple[int, ...]]):
+    """Remember the ids of a string, in bounded memory; what is absent is computed.
+
+    A string is kept if it has at most `MAX_CACHED_LENGTH` characters and ids together: at most
+    440 bytes an entry with its slot, so 58 MB for the 2**17 entries (about 20 MB with English
+    text). A full cache is emptied: the frequent strings are back within a few thousand lines, and
+    the cache follows a corpus that changes its language.
+    """
+
+    def __init__(self, compute: Callable[[str], tuple[int, ...]]):
+        super().__init__()
+        self._compute = compute
+
+    def __missing__(self, text: str) -> tuple[int, ...]:
+        ids = self._compute(text)
+        if len(text) + len(ids) <= MAX_CACHED_LENGTH:
+            if len(self) >= MAX_CACHED_ENTRIES:
+                self.clear()
+            self[text] = ids
+        return ids
+
+
+class _CharacterMap(dict[int, str]):
+    """A table for `str.translate`, filled as characters are met."""
+
+    def __init__(self, replace: Callable[[str], str]):
+        super().__init__()
+        self._replace = replace
+
+    def __missing__(self, code_point: int) -> str:
+        replacement = self[code_point] = self._replace(chr(code_point))
+        return replacement
+
+
+# subtle: letters that must not be decomposed hide behind private-use characters meanwhile. Those
+# are free: `clean` removes the private-use characters of a text.
+_HIDDEN = {char: chr(0xF0000 + i) for i, char in enumerate(sorted(characters.KEPT_COMPOSED))}
+_SHOWN = {hidden: char for char, hidden in _HIDDEN.items()}
+
+
+class BasicTokenizer:
+    """Clean text and split it into words and punctuation.
+
+    Args:
+        strip_accents: None does it exactly when `do_lower_case`.
+        tokenize_chinese_chars: make every Chinese character a word.
+    """
+
+    def __init__(
+        self,
+        do_lower_case: bool = True,
+        *,
+        strip_accents: bool | None = None,
+        tokenize_chinese_chars: bool = True,
+    ):
+        self.do_lower_case = do_lower_case
+        self.strip_accents = do_lower_case if strip_accents is None else strip_accents
+        self.tokenize_chinese_chars = tokenize_chinese_chars
+        self._clean_map = _CharacterMap(self._clean)
+        self._split_map = _CharacterMap(self._split)
+
+    def tokenize(self, text: str) -> list[str]:
+        """Split `text` into words: "Hé, you!" -> ["he", ",", "you", "!"]."""
+        clean = text.translate(self._clean_map)
+        if self.strip_accents:
+            clean = unicodedata.normalize("NFD", clean)
+        # Only spaces are left as blanks, so that `split()` cannot find one of its own.
+        return clean.translate(self._split_map).split()
+
+    def _clean(self, char: str) -> str:
+        """Return what `char` is before decomposition: itself, spaced, a space or nothing."""
+        if characters.is_blank(char):
+            return " "
+        if characters.is_removed(char):
+            return ""
+        if self.tokenize_chinese_chars and characters.is_cjk(char):
+            return f" {char} "
+        return _HIDDEN.get(char, char)
+
+    def _split(self, char: str) -> str:
+        """Return what `char` is after decomposition: nothing, lower case, or spaced."""
+        shown = _SHOWN.get(char, char)
+        if self.strip_accents and characters.is_mark(shown):
+            return ""
+        cased = characters.lower(shown) if self.do_lower_case else shown
+        return f" {cased} " if characters.is_punctuation(cased[:1]) else cased
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"options": (self.do_lower_case, self.strip_accents, self.tokenize_chinese_chars)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        do_lower_case, strip_accents, chinese = state["options"]
+        self.__init__(do_lower_case, strip_accents=strip_accents, tokenize_chinese_chars=chinese)
+
+
+class WordpieceTokenizer:
+    """Split words into the longest pieces of a vocabulary, greedily from the left."""
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        unk_token: str = "[UNK]",
+        max_input_chars_per_word: int = MAX_CHARACTERS_PER_WORD,
+    ):
+        self.vocab = vocab
+        self.unk_token = unk_token
+        self.max_input_chars_per_word = max_input_chars_per_word
+        # Continuations without their mark: looking one up then needs no concatenation.
+        self._continuations = {
+            token[2:]: index for token, index in vocab.items() if token.startswith("##")
+        }
+        self._longest = max(map(len, vocab), default=0)
+        self._unknown = (vocab[unk_token],) if unk_token in vocab else ()
+
+    def tokenize(self, text: str) -> list[str]:
+        """Split blank-separated words: "unaffable" -> ["un", "##aff", "##able"]."""
+        pieces: list[str] = []
+        for word in text.split():
+            spans = self._spans(word)
+            pieces += (
+                [("##" if start else "") + word[start:end] for start, end, _ in spans]
+                if spans
+                else [self.unk_token]
+            )
+        return pieces
+
+    def word_ids(self, word: str) -> tuple[int, ...]:
+        """Return the ids of one word without blanks in it."""
+        whole = self.vocab.get(word)
+        if whole is not None and len(word) <= self.max_input_chars_per_word:
+            return (whole,)
+        return tuple([index for _, _, index in self._spans(word)]) or self._unknown
+
+    def _spans(self, word: str) -> list[tuple[int, int, int]]:
+        """Return (start, end, id) of the pieces of `word`; nothing if it cannot be spelled."""
+        length, start = len(word), 0
+        spans: list[tuple[int, int, int]] = []
+        if length > self.max_input_chars_per_word:
+            return spans
+        table = self.vocab
+        while start < length:
+            for end in range(min(length, start + self._longest), start, -1):
+                index = table.get(word[start:end])
+                if index is not None:
+                    break
+            else:
+                return []
+            spans.append((start, end, index))
+            start, table = end, self._continuations
+        return spans
+
+
+class BertTokenizer:
+    """BERT's tokenizer: text to pieces and ids.
+
+    Text is text: "[SEP]" in it is a bracket, a word and a bracket, unless `special_tokens=True`.
+
+    Args:
+        vocab_file: one token a line; or a `tokenizer.json` with a WordPiece model.
+        do_lower_case: lower-case and, unless `strip_accents` says otherwise, strip accents.
+
+    Raises:
+        UserError: the vocabulary has a blank line, a duplicate or no special tokens.
+    """
+
+    def __init__(
+        self,
+        vocab_file: str | Path,
+        do_lower_case: bool = True,
+        *,
+        strip_accents: bool | None = None,
+        tokenize_chinese_chars: bool = True,
+        model_max_length: int = 512,
+    ):
+        self._vocab_bytes = _read_vocab_bytes(Path(vocab_file))
+        self.vocab = parse_vocab(self._vocab_bytes, str(vocab_file))
+        self._options = {
+            "do_lower_case": do_lower_case,
+            "strip_accents": strip_accents,
+            "tokenize_chinese_chars": tokenize_chinese_chars,
+            "model_max_length": model_max_length,
+        }
+        self._build()
+
+    def _build(self) -> None:
+        """Derive everything that follows from the vocabulary and the options."""
+        self.do_lower_case: bool = self._options["do_lower_case"]
+        self.ids_to_tokens = {index: token for token, index in self.vocab.items()}
+        special_ids = (self.vocab[token] for token in SPECIAL_TOKENS)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
+        self.basic_tokenizer = BasicTokenizer(
+            self.do_lower_case,
+            strip_accents=self._options["strip_accents"],
+            tokenize_chinese_chars=self._options["tokenize_chinese_chars"],
+        )
+        self.wordpiece_tokenizer = WordpieceTokenizer(self.vocab)
+        letters = "a-z0-9" if self.do_lower_case else "A-Za-z0-9"
+        self._ascii_words = re.compile(f"[{letters}]+|[^ {letters}]").findall
+        self._word_ids = PieceCache(self.wordpiece_tokenizer.word_ids)
+        self._chunk_ids = PieceCache(self._encode_chunk)
+
+    # Caches stay behind when a tokenizer is sent to a worker process.
+    def __getstate__(self) -> dict[str, Any]:
+        return {"bytes": self._vocab_bytes, "vocab": self.vocab, "options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._vocab_bytes, self.vocab = state["bytes"], state["vocab"]
+        self._options = state["options"]
+        self._build()
+
+    def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
+        """Return the ids of a chunk without a space in it."""
+        if chunk.isascii() and chunk.isprintable():
+            cased = chunk.lower() if self.do_lower_case else chunk
+            if cased.isalnum():
+                return self._word_ids[cased]
+            words = self._ascii_words(cased)
+        else:
+            words = self.basic_tokenizer.tokenize(chunk)
+        return tuple(chain.from_iterable(map(self._word_ids.__getitem__, words)))
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """Return the ids of `text`; [CLS] and [SEP] are not put round it.
+
+        Args:
+            special_tokens: read "[MASK]" and the other special tokens in `text` as such.
+        """
+        if special_tokens:
+            return self._encode_with_special_tokens(text)
+        # subtle: split at spaces only. Other blanks stay in the chunk: `str.split()` would also
+        # split at characters that BERT removes, and so tear words apart.
+        return list(chain.from_iterable(map(self._chunk_ids.__getitem__, text.split(" "))))
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """Return the ids of each text, as `encode` does, a third faster."""
+        # The collector walks through all lists made so far, again and again, and finds nothing.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            look_up, flatten = self._chunk_ids.__getitem__, chain.from_iterable
+            return [list(flatten(map(look_up, text.split(" ")))) for text in texts]
+        finally:
+            if collecting:
+                gc.enable()
+
+    def _encode_with_special_tokens(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in _SPECIAL_TOKEN.split(text):
+            ids += [self.vocab[part]] if part in SPECIAL_TOKENS else self.encode(part)
+        return ids
+
+    def tokenize(self, text: str, *, special_tokens: bool = False) -> list[str]:
+        """Return the pieces of `text`: "Unaffable!" -> ["una", "##ffa", "##ble", "!"].
+
+        To know which pieces belong to which word, call it word by word.
+        """
+        return self.convert_ids_to_tokens(self.encode(text, special_tokens=special_tokens))
+
+    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
+        """Return the id of each token, that of [UNK] for one that the vocabulary lacks."""
+        return [self.vocab.get(token, self.unk_id) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
+        """Return the token of each id.
+
+        Raises:
+            KeyError: an id that the vocabulary does not have.
+        """
+        return [self.ids_to_tokens[index] for index in ids]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        do_lower_case: bool | None = None,
+        *,
+        cache_dir: str | Path | None = None,
+    ) -> BertTokenizer:
+        """Read the tokenizer of a checkpoint directory, hub name or address, or a vocabulary file.
+
+        Args:
+            do_lower_case: the user's flag. None follows `tokenizer_config.json`, then
+                `tokenizer.json`, then the vocabulary: one without a capital is lower-cased.
+
+        Raises:
+            UserError: nothing there, or not a BERT vocabulary.
+        """
+        location = Path(cached_path(path, cache_dir, files=TOKENIZER_FILES))
+        directory = location if location.is_dir() else location.parent
+        vocab_file = _find_vocab(location) if location.is_dir() else location
+        options = _stored_options(directory)
+        stored = options.pop("do_lower_case", None)
+        tokenizer = cls(vocab_file, bool(do_lower_case), **options)
+        tokenizer._options["do_lower_case"] = _resolve_case(
+            do_lower_case, stored, tokenizer.vocab, vocab_file
+        )
+        tokenizer._build()
+        return tokenizer
+
+    def save_vocabulary(self, path: str | Path) -> tuple[str]:
+        """Write the vocabulary byte for byte as it was read, to a directory or a file."""
+        target = Path(path)
+        file = target / VOCAB_NAME if target.is_dir() else target
+        with atomic_write(file, "wb") as output:
+            output.write(self._vocab_bytes)
+        return (str(file),)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write vocabulary and settings so that `from_pretrained` and Hugging Face read them."""
+        target = Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        self.save_vocabulary(target)
+        names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+        special = dict(zip(names, SPECIAL_TOKENS, strict=True))
+        config = {"tokenizer_class": "BertTokenizer", **self._options, **special}
+        for name, content in (
+            ("special_tokens_map.json", special),
+            ("tokenizer_config.json", config),
+        ):
+            with atomic_write(target / name) as output:
+                output.write(json.dumps(content, indent=2) + "\n")
+
+
+_SPECIAL_TOKEN = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
+
+
+def parse_vocab(content: bytes, name: str) -> dict[str, int]:
+    """Return the id of each token: its line, counted from 0, with nothing but the line end cut.
+
+    Raises:
+        UserError: not UTF-8, a blank line, a duplicate, or no special tokens; with the line.
+    """
+    try:
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{name}, line {line}: not UTF-8; give a BERT vocabulary") from None
+    if lines[-1] == "":
+        lines.pop()
+    vocab: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        # subtle: only the line end is cut. Some vocabularies have Unicode blanks as tokens.
+        token = line.removesuffix("\r")
+        if not token:
+            raise UserError(f"{name}, line {number}: blank line; every line must hold one token")
+        if token in vocab:
+            raise UserError(
+                f"{name}, line {number}: {token!r} is already on line {vocab[token] + 1}; "
+                "every token may stand once"
+            )
+        vocab[token] = number - 1
+    missing = [token for token in SPECIAL_TOKENS if token not in vocab]
+    if missing:
+        raise UserError(
+            f"{name}: none of its {len(lines)} lines is {', '.join(missing)}; "
+            "a BERT vocabulary needs " + ", ".join(SPECIAL_TOKENS)
+        )
+    return vocab
+
+
+def _find_vocab(directory: Path) -> Path:
+    """Return the vocabulary file of a checkpoint directory."""
+    for name in (VOCAB_NAME, "tokenizer.json"):
+        if (directory / name).is_file():
+            return directory / name
+    raise UserError(
+        f"{directory}: no {VOCAB_NAME} and no tokenizer.json; copy the vocabulary there"
+    )
+
+
+def _read_vocab_bytes(file: Path) -> bytes:
+    """Return the content of `vocab.txt`, or what it would be for a `tokenizer.json`."""
+    try:
+        if file.suffix != ".json":
+            return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the vocabulary: {error.strerror}") from None
+    model = _read_json(file).get("model") or {}
+    ids = model.get("vocab")
+    if model.get("type", "WordPiece") != "WordPiece" or not isinstance(ids, dict):
+        raise UserError(f"{file}: holds a {model.get('type')} model; BERT needs WordPiece")
+    tokens = sorted(ids, key=lambda token: ids[token])
+    for expected, token in enumerate(tokens):
+        if ids[token] != expected:
+            raise UserError(f"{file}: {token!r} has id {ids[token]!r} where {expected} was due")
+    return ("\n".join(tokens) + "\n").encode("utf-8")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot read it: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: holds no JSON object")
+    return content
+
+
+def _stored_options(directory: Path) -> dict[str, Any]:
+    """Return the tokenizer settings of a checkpoint directory; `tokenizer_config.json` wins."""
+    options: dict[str, Any] = {}
+    if (directory / "tokenizer.json").is_file():
+        normalizer = _read_json(directory / "tokenizer.json").get("normalizer") or {}
+        if normalizer.get("type") == "BertNormalizer":
+            options = {
+                "do_lower_case": normalizer.get("lowercase"),
+                "strip_accents": normalizer.get("strip_accents"),
+                "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+            }
+    if (directory / "tokenizer_config.json").is_file():
+        config = _read_json(directory / "tokenizer_config.json")
+        names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length")
+        options.update({name: config[name] for name in names if name in config})
+    return options
+
+
+def _resolve_case(
+    flag: bool | None, stored: bool | None, vocab: dict[str, int], vocab_file: Path
+) -> bool:
+    """Decide whether to lower-case: the flag, else what is stored, else by the vocabulary."""
+    uncased = not any(
+        token != token.lower() for token in vocab if not re.fullmatch(r"\[.*\]", token)
+    )
+    if flag is not None and stored is not None and flag != stored:
+        logger.warning(
+            "%s: do_lower_case is %s in the tokenizer's settings, but the flag says %s; "
+            "the flag is followed",
+            vocab_file.parent,
+            stored,
+            flag,
+        )
+    choice = flag if flag is not None else stored
+    if choice is None:
+        logger.info(
+            "%s has %s: text is %s (--do_lower_case or --no-do_lower_case decides otherwise)",
+            vocab_file,
+            "no capital letter" if uncased else "capital letters",
+            "lower-cased" if uncased else "not lower-cased",
+        )
+        return uncased
+    if uncased and not choice:
+        logger.warning(
+            "%s has no capital letter, but text is not lower-cased: words with capitals become "
+            "[UNK]; give --do_lower_case",
+            vocab_file,
+        )
+    return choice
