@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 
-from .file_utils import UserError
+from transformer.file_utils import UserError
 
 CLASSIFICATION_METRICS = ("acc", "f1", "acc_and_f1", "macro_f1", "mcc")
 REGRESSION_METRICS = ("pearson", "spearmanr", "corr", "mse")
@@ -204,9 +204,7 @@ _ROWS = (
         "WNLI",
         _PAIR,
         "label",
-        **_files(
-            "WNLI", "index|sentence1|sentence2|label", "index|sentence1|sentence2"
-        ),
+        **_files("WNLI", "index|sentence1|sentence2|label", "index|sentence1|sentence2"),
         labels=("0", "1"),
         augmentations=30,
     ),
@@ -223,9 +221,7 @@ TASKS = {_key(task.name): task for task in _ROWS}
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --task_name and the flags that describe a task which is not in the table."""
-    group = parser.add_argument_group(
-        "task", "columns counted from 0; a flag wins over the table"
-    )
+    group = parser.add_argument_group("task", "columns counted from 0; a flag wins over the table")
     names = ", ".join(task.name for task in _ROWS)
     add = group.add_argument
     add(
@@ -294,9 +290,7 @@ def _own_task(args: argparse.Namespace) -> Task:
         )
     if not args.label_column:
         raise UserError(f"--label_column: name the column of {args.task_name}'s labels")
-    metrics = (
-        ("pearson", "spearmanr", "corr") if args.regression else ("acc", "macro_f1")
-    )
+    metrics = ("pearson", "spearmanr", "corr") if args.regression else ("acc", "macro_f1")
     return Task(
         args.task_name,
         text=(),
@@ -324,9 +318,7 @@ def _changed_files(task: Task, args: argparse.Namespace) -> dict[str, object]:
 
 def _check_labels(task: Task, args: argparse.Namespace) -> None:
     if not 1 <= len(task.text) <= 2:
-        raise UserError(
-            f"--text_columns: {len(task.text)} columns given; allowed are one or two"
-        )
+        raise UserError(f"--text_columns: {len(task.text)} columns given; allowed are one or two")
     if task.label in task.text:
         raise UserError(f"--label_column: {task.label!r} is one of --text_columns")
     if args.regression and not task.regression:
@@ -334,9 +326,7 @@ def _check_labels(task: Task, args: argparse.Namespace) -> None:
     if args.labels and task.regression:
         raise UserError("--labels: a regression task has none; leave the flag out")
     if args.labels and len(set(args.labels)) < max(2, len(args.labels)):
-        raise UserError(
-            f"--labels: {' '.join(args.labels)}: give at least two, each once"
-        )
+        raise UserError(f"--labels: {' '.join(args.labels)}: give at least two, each once")
 
 
 def _with_best_metric(task: Task, metric: str | None) -> Task:
@@ -344,16 +334,8 @@ def _with_best_metric(task: Task, metric: str | None) -> Task:
         return task
     allowed = REGRESSION_METRICS if task.regression else CLASSIFICATION_METRICS
     if metric not in allowed:
-        raise UserError(
-            f"--best_metric: {metric!r} for {task.name}; choose {', '.join(allowed)}"
-        )
-    if (
-        metric in ("f1", "acc_and_f1")
-        and task.labels is not None
-        and len(task.labels) != 2
-    ):
-        raise UserError(
-            f"--best_metric: {metric} needs two labels; macro_f1 takes any number"
-        )
+        raise UserError(f"--best_metric: {metric!r} for {task.name}; choose {', '.join(allowed)}")
+    if metric in ("f1", "acc_and_f1") and task.labels is not None and len(task.labels) != 2:
+        raise UserError(f"--best_metric: {metric} needs two labels; macro_f1 takes any number")
     metrics = task.metrics if metric in task.metrics else (*task.metrics, metric)
     return replace(task, metrics=metrics, best_metric=metric)

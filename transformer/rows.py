@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .file_utils import UserError
-from .glue import Source, Task
+from transformer.file_utils import UserError
+from transformer.glue import Source, Task
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,7 @@ def find_file(data_dir: str | Path, source: Source, *, suffix: str = "") -> Path
         candidates = [name.with_name(name.stem + suffix + name.suffix)]
     else:
         known = (".tsv", ".csv", ".jsonl", ".json")
-        candidates = [
-            name.with_name(name.name + suffix + extension) for extension in known
-        ]
+        candidates = [name.with_name(name.name + suffix + extension) for extension in known]
     # A file of another directory may also lie in this one. ".." is taken off by name, so that a
     # task directory that is a link has its sisters beside it.
     candidates = [Path(data_dir) / path.name for path in candidates] + candidates
@@ -65,11 +63,7 @@ def require_file(data_dir: str | Path, source: Source, purpose: str) -> Path:
     """Return the path of a task's file; UserError names what was looked for."""
     path = find_file(data_dir, source)
     if path is None:
-        name = (
-            source.file
-            if Path(source.file).suffix
-            else source.file + ".tsv/.csv/.jsonl/.json"
-        )
+        name = source.file if Path(source.file).suffix else source.file + ".tsv/.csv/.jsonl/.json"
         raise UserError(f"{Path(data_dir) / name}: no such file, needed for {purpose}")
     return path
 
@@ -100,9 +94,7 @@ class RowReader:
         self.path = Path(path)
         self.format = FORMATS.get(self.path.suffix.lower(), "")
         if not self.format:
-            raise UserError(
-                f"{path}: unknown kind of file; allowed are .tsv, .csv, .jsonl, .json"
-            )
+            raise UserError(f"{path}: unknown kind of file; allowed are .tsv, .csv, .jsonl, .json")
         self.short_rows = 0
         self.keep_short = keep_short
         self.has_header = source.header and self.format != "json"
@@ -111,13 +103,9 @@ class RowReader:
             raise UserError(f"{path}: the file is empty")
         self.first_line = list(first.cells)  # the header, or the keys of a JSON object
         self._source = source
-        self.text_keys = tuple(
-            self._key(column, "--text_columns") for column in task.text
-        )
+        self.text_keys = tuple(self._key(column, "--text_columns") for column in task.text)
         self.label_key = self._key(task.label, "--label_column") if need_label else None
-        self.index_key = (
-            0 if self.has_header and self.first_line[0] in ("index", "id") else None
-        )
+        self.index_key = 0 if self.has_header and self.first_line[0] in ("index", "id") else None
         self._width = len(self.first_line) if self.has_header else self._needed_width()
 
     def __iter__(self) -> Iterator[Row]:
@@ -171,11 +159,7 @@ class RowReader:
         return "\t".join(cells) + "\n"
 
     def _keys(self) -> tuple[Key, ...]:
-        return (
-            self.text_keys
-            if self.label_key is None
-            else (*self.text_keys, self.label_key)
-        )
+        return self.text_keys if self.label_key is None else (*self.text_keys, self.label_key)
 
     def _needed_width(self) -> int:
         return 1 + max((key for key in self._keys() if isinstance(key, int)), default=0)
@@ -201,9 +185,7 @@ class RowReader:
                 if self.has_header or self.format == "json"
                 else (f"{len(names)} columns without names")
             )
-            raise UserError(
-                f"{self.path}: no column {column!r} ({flag}); the file has {listed}"
-            )
+            raise UserError(f"{self.path}: no column {column!r} ({flag}); the file has {listed}")
         return place
 
     def _parsed(self) -> Iterator[Row]:
@@ -215,17 +197,13 @@ class RowReader:
                 if self.format == "csv":
                     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
                     reader = csv.reader(file)
-                    yield from (
-                        Row(reader.line_num, cells) for cells in reader if cells
-                    )
+                    yield from (Row(reader.line_num, cells) for cells in reader if cells)
                     return
                 for line, text in enumerate(file, start=1):
                     if text.rstrip("\r\n"):
                         yield Row(line, self._split(text.rstrip("\r\n"), line))
             except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{self.path}: not UTF-8 text ({error.reason})"
-                ) from error
+                raise UserError(f"{self.path}: not UTF-8 text ({error.reason})") from error
 
     def _split(self, text: str, line: int) -> Cells:
         if self.format == "tsv":
@@ -233,13 +211,9 @@ class RowReader:
         try:
             cells = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{self.path}, line {line}: no JSON ({error.msg})"
-            ) from error
+            raise UserError(f"{self.path}, line {line}: no JSON ({error.msg})") from error
         if not isinstance(cells, dict):
-            raise UserError(
-                f"{self.path}, line {line}: one JSON object a line is needed"
-            )
+            raise UserError(f"{self.path}, line {line}: one JSON object a line is needed")
         return cells
 
 
@@ -260,27 +234,21 @@ class LabelReader:
     @classmethod
     def of(cls, task: Task) -> LabelReader:
         """Make one for a task whose labels are known."""
-        return cls(
-            task, {label: number for number, label in enumerate(task.labels or ())}
-        )
+        return cls(task, {label: number for number, label in enumerate(task.labels or ())})
 
     def __call__(self, label: str, path: Path, line: int) -> float:
         """Return the number for a label; UserError says where an unknown one stands."""
         if not self.task.regression:
             if label not in self.index:
                 known = ", ".join(list(self.index)[:20])
-                raise UserError(
-                    f"{path}, line {line}: label {label!r}; the labels are {known}"
-                )
+                raise UserError(f"{path}, line {line}: label {label!r}; the labels are {known}")
             return float(self.index[label])
         try:
             score = float(label)
         except ValueError:
             score = math.nan
         if not math.isfinite(score):
-            raise UserError(
-                f"{path}, line {line}: {label!r} is not a number to predict"
-            )
+            raise UserError(f"{path}, line {line}: {label!r} is not a number to predict")
         return score
 
 
@@ -294,21 +262,15 @@ def with_labels(task: Task, data_dir: str | Path) -> Task:
     """
     if task.regression or task.labels:
         return task
-    path = require_file(
-        data_dir, task.train, "finding the labels (or give them by --labels)"
-    )
+    path = require_file(data_dir, task.train, "finding the labels (or give them by --labels)")
     reader = RowReader(path, task, task.train)
     labels = {reader.label(row.cells) for row in reader}
     if len(labels) < 2:
-        raise UserError(
-            f"{path}: {len(labels)} label in column {task.label!r}; at least 2 needed"
-        )
+        raise UserError(f"{path}: {len(labels)} label in column {task.label!r}; at least 2 needed")
     try:
         ordered = sorted(labels, key=lambda label: (float(label), label))
     except ValueError:
         ordered = sorted(labels)
     shown = ", ".join(ordered[:20]) + (", ..." if len(ordered) > 20 else "")
-    logger.info(
-        "%s: %d labels found in %s: %s", task.name, len(ordered), path.name, shown
-    )
+    logger.info("%s: %d labels found in %s: %s", task.name, len(ordered), path.name, shown)
     return replace(task, labels=tuple(ordered))
