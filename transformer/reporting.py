@@ -1,4 +1,4 @@
-"""What a person sees of a run: log lines, one progress bar, metrics.jsonl, curves, a closing summary."""
+"""What a person sees of a run: log lines, one progress bar, metrics.jsonl, curves, a summary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .file_utils import atomic_write
+from transformer.file_utils import atomic_write
 
 logger = logging.getLogger(__name__)
 

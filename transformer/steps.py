@@ -1,0 +1,127 @@
+"""The optimizer steps of a run: which examples each takes, on which rank, and the denominators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from transformer.data import Batch, BatchPlan, PackedDataset, collate, prefetch, rank_share
+from transformer.losses import LossCounts
+from transformer.runtime import Runtime
+
+
+class RunPlan:
+    """All optimizer steps of a run: which examples of which epoch's data each one takes.
+
+    Args:
+        plans: one an epoch, used in turn; fewer than epochs are used again, in another order.
+        epochs: how often to go through them; the fraction of the last one is rounded up to steps.
+    """
+
+    def __init__(self, plans: Sequence[BatchPlan], epochs: float) -> None:
+        self.plans = tuple(plans)
+        whole = [len(self._plan(epoch)) for epoch in range(math.ceil(epochs))]
+        if epochs % 1:
+            whole[-1] = math.ceil(whole[-1] * (epochs % 1))
+        self.steps_in_epochs = whole
+        self.total_steps = sum(whole)
+
+    def _plan(self, epoch: int) -> BatchPlan:
+        return self.plans[epoch % len(self.plans)]
+
+    def batch(self, step: int) -> tuple[PackedDataset, np.ndarray]:
+        """Return the data and the indices of all ranks' examples of a step, the first being 0."""
+        epoch, place = self.locate(step)
+        plan = self._plan(epoch)
+        return plan.dataset, plan.batch(epoch, place)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Return (epoch, step in the epoch) of a step."""
+        for epoch, steps in enumerate(self.steps_in_epochs):
+            if step < steps:
+                return epoch, step
+            step -= steps
+        raise IndexError(f"the run has only {self.total_steps} steps")
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one rank does in one optimizer step.
+
+    step: its number, the first being 1.
+    batches: the micro-batches of this rank.
+    counts: denominators of the losses. They are the whole step's, divided by the number of ranks,
+        because DistributedDataParallel takes the mean over ranks.
+    weight: 0 where a last batch was too small to give this rank an example of its own.
+    sequences, tokens: in the whole step, over all ranks.
+    """
+
+    step: int
+    epoch: int
+    batches: list[Batch]
+    counts: LossCounts
+    weight: float
+    sequences: int
+    tokens: int
+
+
+def step_counts(dataset: PackedDataset, examples: int, world_size: int = 1) -> LossCounts:
+    """Return what the losses of a step of `examples` are divided by on each rank.
+
+    subtle: tokens and pairs are those of as many *average* examples of the data. With the batch's
+    own number of tokens, a token in a batch of short sequences would weigh more than one in a
+    batch of long ones, and sorting by length would change the loss; with the average every token
+    of the corpus weighs the same, whatever batch it falls in.
+    """
+    share = examples / max(len(dataset), 1) / world_size
+    return LossCounts(examples / world_size, dataset.tokens * share, dataset.square_tokens * share)
+
+
+def step_batches(
+    plan: RunPlan,
+    runtime: Runtime,
+    *,
+    first_step: int,
+    accumulation: int,
+    pad_token_id: int,
+    pad_to: int | None = None,
+) -> Iterator[StepBatch]:
+    """Make the step batches from `first_step` (the first being 1) on, in a background thread."""
+    made = _make_step_batches(plan, runtime, first_step, accumulation, pad_token_id, pad_to)
+    yield from prefetch(made)
+
+
+def _make_step_batches(
+    plan: RunPlan,
+    runtime: Runtime,
+    first_step: int,
+    accumulation: int,
+    pad_token_id: int,
+    pad_to: int | None,
+) -> Iterator[StepBatch]:
+    for step in range(first_step, plan.total_steps + 1):
+        dataset, indices = plan.batch(step - 1)
+        shares = rank_share(
+            indices,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            accumulation=accumulation,
+        )
+        weight = 1.0 if len(shares[0]) else 0.0
+        if not weight:
+            shares = [indices[:1]]  # this rank must still take part in the gradient exchange
+        batches = [collate(dataset, s, pad_token_id=pad_token_id, pad_to=pad_to) for s in shares]
+        if runtime.device.type == "cuda":
+            batches = [batch.pin_memory() for batch in batches]
+        yield StepBatch(
+            step=step,
+            epoch=plan.locate(step - 1)[0],
+            batches=batches,
+            counts=step_counts(dataset, len(indices), runtime.world_size),
+            weight=weight,
+            sequences=len(indices),
+            tokens=int(dataset.lengths(indices).sum()),
+        )
