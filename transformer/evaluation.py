@@ -17,6 +17,7 @@ from torch import nn
 from transformer.data import PackedDataset, collate, evaluation_batches
 from transformer.file_utils import atomic_write
 from transformer.glue import Task
+from transformer.reporting import Progress
 from transformer.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -136,31 +137,48 @@ def chance_score(task: Task, labels: np.ndarray) -> float:
 
 
 def predict_logits(
-    model: nn.Module, dataset: PackedDataset, batch_size: int, runtime: Runtime
+    model: nn.Module,
+    dataset: PackedDataset,
+    batch_size: int,
+    runtime: Runtime,
+    *,
+    part: tuple[int, int] | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Return the logits of every row, (N, C) float32, in the rows' order and on every rank.
 
     Each rank computes its share of length-sorted batches; no row is computed twice.
+
+    Args:
+        part: the first row and the one after the last; None: all.
     """
     was_training = model.training
     model.eval()
-    indices, parts = [], []
+    start, stop = part or (0, len(dataset))
+    width = model.config.num_labels
+    indices, parts = [np.zeros(0, np.int64)], [torch.zeros(0, width, device=runtime.device)]
+    batches = evaluation_batches(
+        dataset,
+        batch_size,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        start=start,
+        stop=stop,
+    )
     with torch.inference_mode(), runtime.autocast():
-        for chosen in evaluation_batches(
-            dataset, batch_size, rank=runtime.rank, world_size=runtime.world_size
-        ):
+        for chosen in batches:
             batch = collate(dataset, chosen, pad_token_id=model.config.pad_token_id)
             batch = batch.to(runtime.device)
             output = model(batch.input_ids, batch.token_type_ids, batch.attention_mask)
             indices.append(chosen)
             parts.append(output.logits.float())
+            if progress is not None:
+                progress.update(len(chosen) * runtime.world_size)
     model.train(was_training)
-    width = model.config.num_labels
-    own_logits = torch.cat(parts).cpu().numpy() if parts else np.zeros((0, width), np.float32)
-    own_indices = np.concatenate(indices) if indices else np.zeros(0, np.int64)
-    logits = np.empty((len(dataset), width), np.float32)
-    for place, values in runtime.gather_objects((own_indices, own_logits)):
-        logits[place] = values
+    own = np.concatenate(indices), torch.cat(parts).cpu().numpy()
+    logits = np.empty((stop - start, width), np.float32)
+    for places, values in runtime.gather_objects(own):
+        logits[places - start] = values
     return logits
 
 

@@ -54,6 +54,7 @@ class Task:
     augmentations: int = 20  # N of data_augmentation.py
     folder: str = ""  # under GLUE_DIR, where it is not the task's name
     bounds: tuple[float, float] | None = None  # of a regression's predictions
+    aliases: tuple[str, ...] = ()  # other names that checkpoints give the labels, in their order
 
     @property
     def num_labels(self) -> int:

@@ -1,0 +1,154 @@
+"""What a student is taught in a stage of task distillation: the forward pass it needs and its loss.
+
+A lesson is called with a batch and the student's output and returns the loss with its terms. Terms
+are sums over the batch divided by the counts of the whole optimizer step, so those of micro-batches
+and ranks add up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transformer.data import Batch, PackedDataset, collate, evaluation_batches
+from transformer.distillation import IntermediateObjective
+from transformer.losses import LossCounts, prediction_loss
+from transformer.modeling import BertOutput
+from transformer.runtime import Runtime
+
+Taught = tuple[Tensor, dict[str, Tensor]]
+
+
+class Lesson(Protocol):
+    """The loss of one stage."""
+
+    @property
+    def student_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of the student's forward pass."""
+
+    def __call__(self, batch: Batch, output: BertOutput, counts: LossCounts) -> Taught:
+        """Return the loss to minimise and its terms before weighting."""
+
+
+@dataclass
+class IntermediateLesson:
+    """Learn the teacher's attention, hidden states and embeddings (section 3.1, equation 11)."""
+
+    teacher: nn.Module
+    objective: IntermediateObjective
+
+    @property
+    def student_options(self) -> dict[str, Any]:
+        return {**self.objective.student_layers(), "classify": False}
+
+    def __call__(self, batch: Batch, output: BertOutput, counts: LossCounts) -> Taught:
+        with torch.no_grad():
+            target = self.teacher(
+                batch.input_ids,
+                batch.token_type_ids,
+                batch.attention_mask,
+                classify=False,
+                **self.objective.teacher_layers(),
+            )
+        terms = self.objective(output, target, batch.attention_mask, counts)
+        return self.objective.total(terms), terms
+
+
+@dataclass
+class PredictionLesson:
+    """Learn the teacher's logits (equation 10), gold labels, or both.
+
+    Args:
+        teacher_logits: (N, C) of the whole training set, on the device of the run; None learns gold
+            labels alone.
+        gold_weight: of the loss against gold labels.
+        gold_on_augmented: count it on augmented rows too, whose labels were only copied.
+        kind, temperature, original_soft_ce: as in `prediction_loss`; a regression is always
+            taught by squared error, at temperature 1.
+    """
+
+    regression: bool
+    teacher_logits: Tensor | None
+    gold_weight: float = 0.0
+    gold_on_augmented: bool = False
+    kind: str = "ce"
+    temperature: float = 1.0
+    original_soft_ce: bool = False
+
+    @property
+    def student_options(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, batch: Batch, output: BertOutput, counts: LossCounts) -> Taught:
+        terms: dict[str, Tensor] = {}
+        logits = output.logits.float()
+        total = logits.new_zeros(())
+        if self.teacher_logits is not None:
+            terms["prediction"] = prediction_loss(
+                logits,
+                self.teacher_logits[batch.indices],
+                kind="mse" if self.regression else self.kind,
+                temperature=1.0 if self.regression else self.temperature,
+                examples=counts.examples,
+                original_soft_ce=self.original_soft_ce,
+            )
+            total = total + terms["prediction"]
+        if self.gold_weight:
+            terms["prediction_gold"] = self._gold_loss(batch, logits) / counts.examples
+            total = total + self.gold_weight * terms["prediction_gold"]
+        return total, terms
+
+    def _gold_loss(self, batch: Batch, logits: Tensor) -> Tensor:
+        """Return the sum of the losses against gold labels; rows that do not count add nothing."""
+        if self.regression:
+            losses = (logits[:, 0] - batch.labels).square()
+        else:
+            losses = F.cross_entropy(logits, batch.labels.long(), reduction="none")
+        if batch.flags is not None and not self.gold_on_augmented:
+            losses = losses * (batch.flags == 0)
+        return losses.sum()
+
+
+def lesson_loss(
+    lesson: Lesson,
+    student: nn.Module,
+    dataset: PackedDataset,
+    batch_size: int,
+    runtime: Runtime,
+    *,
+    pad_to: int | None = None,
+) -> dict[str, float]:
+    """Return the mean loss of a lesson over a data set, as `eval_loss`, with its terms."""
+    counts = LossCounts(len(dataset), dataset.tokens, dataset.square_tokens)
+    was_training = student.training
+    student.eval()
+    names: list[str] = []
+    total = torch.zeros(0, dtype=torch.float64)
+    batches = evaluation_batches(
+        dataset, batch_size, rank=runtime.rank, world_size=runtime.world_size
+    )
+    # subtle: a rank without rows still has to name the terms, which are the same for any batch.
+    is_idle = not batches
+    with torch.no_grad(), runtime.autocast():
+        for chosen in batches or [np.zeros(1, np.int64)]:
+            batch = collate(
+                dataset, chosen, pad_token_id=student.config.pad_token_id, pad_to=pad_to
+            ).to(runtime.device)
+            output = student(
+                batch.input_ids,
+                batch.token_type_ids,
+                batch.attention_mask,
+                **lesson.student_options,
+            )
+            loss, terms = lesson(batch, output, counts)
+            names = ["eval_loss", *(f"eval_{name}" for name in terms)]
+            values = torch.stack([loss, *terms.values()]).double().cpu()
+            total = values if len(total) == 0 else total + values
+    student.train(was_training)
+    total = runtime.sum_over_ranks(total * (not is_idle))
+    return dict(zip(names, total.tolist(), strict=True))
