@@ -1,0 +1,155 @@
+"""Turn blocks of a corpus into token ids with the lengths of their sentences."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .corpus import Block, damaged_lines, undecodable_lines
+from .file_utils import UserError
+from .sentences import split_sentences
+from .tokenization import BertTokenizer
+
+# Stands between sentences where a document ends.
+DOCUMENT_BREAK = None
+
+
+class TokenBlock(NamedTuple):
+    """The sentences of one block.
+
+    ids: (tokens,); lengths: (sentences,) tokens of each; begins_document: (sentences,) bool;
+    break_after: whether the block ends behind a document break; counts: of lines, characters...
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    begins_document: np.ndarray
+    break_after: bool
+    counts: Counter[str]
+
+
+@dataclass(frozen=True)
+class BlockTokenizer:
+    """Turn blocks into token ids; runs in worker processes.
+
+    Args:
+        piece_lengths: a line of more than their sum in tokens is cut into pieces of these lengths
+            in turn, so that the pieces fill sequences without a rest.
+        errors: what to do with lines that are not UTF-8: strict, replace (drop the bytes), skip.
+    """
+
+    tokenizer: BertTokenizer
+    piece_lengths: tuple[int, ...]
+    split_paragraphs: bool = False
+    errors: str = "strict"
+
+    def __call__(self, block: Block) -> TokenBlock:
+        """Tokenise one block."""
+        counts: Counter[str] = Counter()
+        sentences: list[str] = []
+        breaks: list[bool] = []
+        pending_break = block.begins_file
+        for sentence in self._sentences(block, counts):
+            if sentence is DOCUMENT_BREAK:
+                pending_break = True
+            elif sentence:
+                sentences.append(sentence)
+                breaks.append(pending_break)
+                pending_break = False
+        ids: list[int] = []
+        lengths: list[int] = []
+        begins: list[bool] = []
+        carried_break = False
+        for sentence_ids, is_break in zip(
+            self.tokenizer.encode_batch(sentences), breaks, strict=True
+        ):
+            # A sentence of nothing but control characters leaves its document break to the next.
+            carried_break = carried_break or is_break
+            if not sentence_ids:
+                continue
+            pieces = self._pieces(len(sentence_ids))
+            counts["lines split"] += len(pieces) > 1
+            ids += sentence_ids
+            lengths += pieces
+            begins += [carried_break] + [False] * (len(pieces) - 1)
+            carried_break = False
+        dtype = token_dtype(len(self.tokenizer.vocab))
+        return TokenBlock(
+            np.array(ids, dtype),
+            np.array(lengths, np.int64),
+            np.array(begins, bool),
+            pending_break or carried_break,
+            counts,
+        )
+
+    def _sentences(self, block: Block, counts: Counter[str]) -> Iterator[str | None]:
+        """Yield the sentences of a block, and DOCUMENT_BREAK where a document ends."""
+        for paragraph in self._paragraphs(block, counts):
+            if paragraph is DOCUMENT_BREAK or not self.split_paragraphs:
+                yield paragraph
+            else:
+                yield from split_sentences(paragraph)
+
+    def _paragraphs(self, block: Block, counts: Counter[str]) -> Iterator[str | None]:
+        text = self._decode(block, counts)
+        counts["NUL characters"] += text.count("\0")
+        counts["lines read in pieces"] += block.continues_line
+        # subtle: not splitlines(), which also ends lines at characters that stand inside text.
+        lines = text.removesuffix("\n").split("\n")
+        for number, line in enumerate(lines, start=block.line):
+            content = line.strip()
+            if not content or block.is_json:
+                yield DOCUMENT_BREAK
+            if content and block.is_json:
+                for paragraph in self._json_text(content, f"{block.path}, line {number}", counts):
+                    yield paragraph.strip()
+            elif content:
+                yield content
+
+    def _json_text(self, line: str, place: str, counts: Counter[str]) -> list[str]:
+        """Return the paragraphs of one document of WikiExtractor's."""
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            if self.errors != "skip":
+                raise UserError(
+                    f'{place}: no JSON object with "text" ({error}); --errors skip drops such lines'
+                ) from error
+            counts["lines dropped"] += 1
+            return []
+        return str(text).split("\n")
+
+    def _decode(self, block: Block, counts: Counter[str]) -> str:
+        damaged = undecodable_lines(block)
+        if not damaged:
+            return block.data.decode("utf-8")
+        damaged_lines(block, self.errors)
+        counts["lines not UTF-8"] += len(damaged)
+        if self.errors == "skip":
+            # subtle: not an empty line, which would end the document.
+            lines = dict(enumerate(block.data.split(b"\n"), start=block.line))
+            lines.update((number, b"\xff") for number, _ in damaged)
+            return b"\n".join(lines.values()).decode("utf-8", errors="replace")
+        # The tokenizer drops the replacement character.
+        return block.data.decode("utf-8", errors="replace")
+
+    def _pieces(self, length: int) -> list[int]:
+        """Return the lengths of the pieces that a line of `length` tokens is cut into."""
+        if length <= sum(self.piece_lengths):
+            return [length]
+        pieces = []
+        while length:
+            piece = self.piece_lengths[len(pieces) % len(self.piece_lengths)]
+            pieces.append(min(piece, length))
+            length -= pieces[-1]
+        return pieces
+
+
+def token_dtype(vocab_size: int) -> type[np.unsignedinteger] | type[np.signedinteger]:
+    """Return the smallest type that holds the ids of a vocabulary."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.int32

@@ -1,0 +1,232 @@
+"""Make pre-training instances from a token store: pairs of segments, and masks.
+
+The way of BERT (Devlin et al. 2019, and google-research/bert's create_pretraining_data): sentences
+are gathered up to a target length, cut in two at a random place, and the second half is replaced
+by text from another document half of the time. Everything random depends on the seed, the epoch
+and the place of the document, so the work can be shared out in any way.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .instance_lines import Instance, InstanceFormatter, TokenTable
+from .token_store import TokenStore
+
+# [CLS] A [SEP] B [SEP], or [CLS] A [SEP].
+SPECIAL_TOKENS_OF_PAIR = 3
+SPECIAL_TOKENS_OF_SINGLE = 2
+
+
+@dataclass(frozen=True)
+class InstanceSettings:
+    """What instances look like; lengths are in tokens."""
+
+    max_seq_len: int = 128
+    short_seq_prob: float = 0.1
+    masked_lm_prob: float = 0.0
+    max_predictions_per_seq: int = 20
+    whole_word_mask: bool = False
+    one_seq: bool = False
+    seed: int = 42
+
+    @property
+    def max_tokens(self) -> int:
+        """Return how many tokens of text a sequence holds."""
+        special = SPECIAL_TOKENS_OF_SINGLE if self.one_seq else SPECIAL_TOKENS_OF_PAIR
+        return self.max_seq_len - special
+
+    @property
+    def piece_lengths(self) -> tuple[int, ...]:
+        """Return the pieces to cut long lines into, so that they fill sequences without a rest."""
+        if self.one_seq:
+            return (self.max_tokens,)
+        return (self.max_tokens - self.max_tokens // 2, self.max_tokens // 2)
+
+
+class InstanceSampler:
+    """Draw the instances of an epoch, one part of the corpus at a time."""
+
+    def __init__(self, store: TokenStore, table: TokenTable, settings: InstanceSettings) -> None:
+        self.store, self.table, self.settings = store, table, settings
+
+    def part(self, epoch: int, part: int) -> Iterator[Instance]:
+        """Yield the instances of all documents of a part."""
+        first, last = self.store.part_starts[part : part + 2]
+        marks = self.store.sentence_marks(first, last - first + 1)
+        places = marks >> 1
+        ids = self.store.ids(int(places[0]), int(places[-1] - places[0]))
+        bounds = [*np.flatnonzero(marks[:-1] & 1).tolist(), last - first]
+        for begin, end in zip(bounds, bounds[1:], strict=False):
+            start = places[begin]
+            offsets = (places[begin : end + 1] - start).tolist()
+            document = ids[start - places[0] : places[end] - places[0]].tolist()
+            rng = random.Random(f"{self.settings.seed}/{epoch}/{first + begin}")
+            make = self._singles if self.settings.one_seq else self._pairs
+            yield from make(document, offsets, first + begin, rng)
+
+    def _target_length(self, rng: random.Random) -> int:
+        limit = self.settings.max_tokens
+        return rng.randint(2, limit) if rng.random() < self.settings.short_seq_prob else limit
+
+    def _singles(
+        self, ids: list[int], offsets: list[int], first: int, rng: random.Random
+    ) -> Iterator[Instance]:
+        """Yield sequences of whole sentences, [CLS] A [SEP]; none is cut, so all text is used."""
+        limit = self.settings.max_tokens
+        target = self._target_length(rng)
+        count = len(offsets) - 1
+        begin = 0
+        while begin < count:
+            start = offsets[begin]
+            end = bisect_left(offsets, start + target, begin + 1, count)
+            if offsets[end] - start > limit:
+                end -= 1
+            tokens = [self.table.cls, *ids[start : offsets[end]], self.table.sep]
+            yield self._instance(tokens, len(tokens), False, rng)
+            begin = end
+
+    def _pairs(
+        self, ids: list[int], offsets: list[int], first: int, rng: random.Random
+    ) -> Iterator[Instance]:
+        """Yield [CLS] A [SEP] B [SEP]; the rest of a chunk whose B is random goes back."""
+        target = self._target_length(rng)
+        count = len(offsets) - 1
+        begin = 0
+        while begin < count:
+            start = offsets[begin]
+            end = bisect_left(offsets, start + target, begin + 1, count)
+            split = begin + 1 if end - begin == 1 else rng.randrange(begin + 1, end)
+            first_tokens = ids[start : offsets[split]]
+            is_random = end - begin == 1 or rng.random() < 0.5
+            if is_random:
+                wanted = target - len(first_tokens)
+                second_tokens = self._random_next(first, count, wanted, rng)
+                begin = split
+            else:
+                second_tokens = ids[offsets[split] : offsets[end]]
+                begin = end
+            yield self._pair(first_tokens, second_tokens, is_random, rng)
+
+    def _random_next(self, first: int, count: int, wanted: int, rng: random.Random) -> list[int]:
+        """Return text of another document, drawn with weight by its number of sentences.
+
+        A uniform draw over all sentences outside the document [first, first + count) is the same
+        as drawing a document by its sentences and then a sentence of it. The text goes on to at
+        least `wanted` tokens or to the end of the document.
+        """
+        sentence = rng.randrange(self.store.sentences - count)
+        if sentence >= first:
+            sentence += count
+        # Every sentence holds a token, so this many are enough.
+        marks = self.store.sentence_marks(sentence, max(wanted, 1) + 1).tolist()
+        start = marks[0] >> 1
+        end = 1
+        while marks[end] >> 1 < start + wanted and not marks[end] & 1:
+            end += 1
+        return self.store.ids(start, (marks[end] >> 1) - start).tolist()
+
+    def _pair(
+        self, first: list[int], second: list[int], is_random: bool, rng: random.Random
+    ) -> Instance:
+        drops = truncation(len(first), len(second), self.settings.max_tokens)
+        first, second = (
+            _drop(tokens, drop, rng) if drop else tokens
+            for tokens, drop in zip((first, second), drops, strict=True)
+        )
+        sep = self.table.sep
+        return self._instance(
+            [self.table.cls, *first, sep, *second, sep], len(first) + 2, is_random, rng
+        )
+
+    def _instance(
+        self, ids: list[int], first_length: int, is_random: bool, rng: random.Random
+    ) -> Instance:
+        if self.settings.masked_lm_prob == 0:
+            return Instance(ids, first_length, is_random, [], [])
+        masked = self._mask(ids, first_length, rng)
+        positions = sorted(masked)
+        return Instance(ids, first_length, is_random, positions, [masked[i] for i in positions])
+
+    def _mask(self, ids: list[int], first_length: int, rng: random.Random) -> dict[int, int]:
+        """Mask some of `ids` in place and return the true ids by position.
+
+        Of the chosen tokens 80% become [MASK], 10% any ordinary token, 10% stay. A group (a
+        token, or a whole word) that would exceed the number to mask is passed over.
+        """
+        groups = self._groups(ids, first_length)
+        settings = self.settings
+        wanted = max(1, round(len(ids) * settings.masked_lm_prob))
+        wanted = min(wanted, settings.max_predictions_per_seq)
+        masked: dict[int, int] = {}
+        remaining = len(groups)
+        while remaining and len(masked) < wanted:
+            # One step of a shuffle, so that only the groups looked at cost something.
+            chosen = int(rng.random() * remaining)
+            remaining -= 1
+            groups[chosen], groups[remaining] = groups[remaining], groups[chosen]
+            begin, end = groups[remaining]
+            if len(masked) + end - begin > wanted:
+                continue
+            for position in range(begin, end):
+                masked[position] = ids[position]
+                draw = rng.random()
+                if draw < 0.8:
+                    ids[position] = self.table.mask
+                elif draw < 0.9:
+                    ids[position] = rng.choice(self.table.ordinary)
+        return masked
+
+    def _groups(self, ids: list[int], first_length: int) -> list[tuple[int, int]]:
+        """Return the spans that are masked together: tokens, or words with their ## pieces."""
+        segments = [(1, first_length - 1), (first_length, len(ids) - 1)]
+        if not self.settings.whole_word_mask:
+            return [(i, i + 1) for begin, end in segments for i in range(begin, end)]
+        groups = []
+        continues = self.table.continues_word
+        for begin, end in segments:
+            # subtle: a segment may begin inside a cut word; the rest of it is a group of its own.
+            starts = [i for i in range(begin, end) if i == begin or not continues[ids[i]]]
+            groups.extend(zip(starts, [*starts[1:], end], strict=True))
+        return groups
+
+
+def truncation(first: int, second: int, limit: int) -> tuple[int, int]:
+    """Return how many tokens each of two segments loses, the longer one always losing the next.
+
+    >>> truncation(10, 4, 8)
+    (6, 0)
+    >>> truncation(5, 5, 8)
+    (1, 1)
+    """
+    excess = max(first + second - limit, 0)
+    gap = min(abs(first - second), excess)
+    # Of two equal segments the second loses first.
+    each, odd = divmod(excess - gap, 2)
+    if first > second:
+        return gap + each, each + odd
+    return each, gap + each + odd
+
+
+def _drop(tokens: list[int], count: int, rng: random.Random) -> list[int]:
+    """Take `count` tokens off, each from the front or the back with equal chance."""
+    front = rng.getrandbits(count).bit_count()
+    return tokens[front : len(tokens) - count + front]
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Make the lines of one part of an epoch; runs in worker processes."""
+
+    sampler: InstanceSampler
+    formatter: InstanceFormatter
+
+    def __call__(self, task: tuple[int, int]) -> tuple[bytes, int]:
+        """Return the lines of (epoch, part) and how many they are."""
+        lines = [self.formatter.line(instance) for instance in self.sampler.part(*task)]
+        return b"".join(lines), len(lines)
