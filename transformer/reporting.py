@@ -44,6 +44,8 @@ def setup_logging(*, is_main: bool = True) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(logging.INFO if is_main else logging.ERROR)
+    for chatty in ("matplotlib", "botocore", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def format_seconds(seconds: float) -> str:
@@ -76,7 +78,7 @@ class Progress:
         unit: what is counted, as a plural ("rows").
         initial: units done by an earlier process; they do not count in the rate.
         enabled: False on ranks that do not speak.
-        log_every: units between two plain lines; None: by time.
+        log_every: units between two plain lines; None: by time; 0: only `report` speaks.
     """
 
     def __init__(
@@ -149,6 +151,8 @@ class Progress:
         self.close()
 
     def _is_due(self, before: int) -> bool:
+        if self.log_every == 0:
+            return False
         if self.done == self.total:
             return True
         if self.log_every is not None:
@@ -169,6 +173,43 @@ class Progress:
         left = self.seconds_left()
         tail = f" | {format_seconds(left)} left" if left else ""
         return " | ".join(filter(None, [place, self._join(fields)])) + tail
+
+
+class Speed:
+    """Sequences and real tokens a second since the last reading."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, for instance after an evaluation, which is no training time."""
+        self.started = time.monotonic()
+        self.sequences = self.tokens = 0
+
+    def add(self, sequences: int, tokens: int) -> None:
+        """Count a step."""
+        self.sequences += sequences
+        self.tokens += tokens
+
+    def read(self) -> dict[str, float]:
+        """Return the `TIMING_FIELDS` since the last reading and begin anew."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        values = seconds, self.sequences / seconds, self.tokens / seconds
+        self.reset()
+        return dict(zip(TIMING_FIELDS, values, strict=True))
+
+
+def sum_by_kind(terms: Mapping[str, float]) -> dict[str, float]:
+    """Add up the terms of all layers.
+
+    >>> sum_by_kind({"loss": 3.0, "attention/1": 1.0, "attention/2": 2.0})
+    {'loss': 3.0, 'attention': 3.0}
+    """
+    kinds: dict[str, float] = {}
+    for name, value in terms.items():
+        kind = name.partition("/")[0]
+        kinds[kind] = kinds.get(kind, 0.0) + value
+    return kinds
 
 
 class MetricsLog:

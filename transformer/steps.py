@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +48,22 @@ class RunPlan:
             step -= steps
         raise IndexError(f"the run has only {self.total_steps} steps")
 
+    def epochs_done(self, step: int) -> float:
+        """Return how many epochs are done after `step` steps."""
+        epoch, place = self.locate(step - 1)
+        return epoch + (place + 1) / len(self._plan(epoch))
+
+    def describe(self, step: int) -> dict[str, Any]:
+        """Return what identifies the data of step `step`, the first being 1, for a report."""
+        dataset, indices = self.batch(step - 1)
+        epoch, _ = self.locate(step - 1)
+        return {"epoch": epoch, "data": str(dataset.path), "indices": indices.tolist()}
+
+    def content_key(self) -> str:
+        """Return a digest of the data, to tell it from other data under the same name."""
+        contents = [plan.dataset.meta.get("content", "") for plan in self.plans]
+        return hashlib.sha256(" ".join(contents).encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class StepBatch:
@@ -55,7 +73,6 @@ class StepBatch:
     batches: the micro-batches of this rank.
     counts: denominators of the losses. They are the whole step's, divided by the number of ranks,
         because DistributedDataParallel takes the mean over ranks.
-    weight: 0 where a last batch was too small to give this rank an example of its own.
     sequences, tokens: in the whole step, over all ranks.
     """
 
@@ -63,7 +80,6 @@ class StepBatch:
     epoch: int
     batches: list[Batch]
     counts: LossCounts
-    weight: float
     sequences: int
     tokens: int
 
@@ -89,9 +105,13 @@ def step_batches(
     pad_token_id: int,
     pad_to: int | None = None,
 ) -> Iterator[StepBatch]:
-    """Make the step batches from `first_step` (the first being 1) on, in a background thread."""
+    """Yield the step batches from `first_step` (the first being 1) on, on the rank's device.
+
+    They are made in a background thread. Args: as in `rank_share` and `collate`.
+    """
     made = _make_step_batches(plan, runtime, first_step, accumulation, pad_token_id, pad_to)
-    yield from prefetch(made)
+    for item in prefetch(made):
+        yield replace(item, batches=[batch.to(runtime.device) for batch in item.batches])
 
 
 def _make_step_batches(
@@ -110,9 +130,11 @@ def _make_step_batches(
             world_size=runtime.world_size,
             accumulation=accumulation,
         )
-        weight = 1.0 if len(shares[0]) else 0.0
-        if not weight:
-            shares = [indices[:1]]  # this rank must still take part in the gradient exchange
+        counts = step_counts(dataset, len(indices), runtime.world_size)
+        if not len(shares[0]):
+            # A last batch smaller than the number of ranks: this rank must still take part in the
+            # exchange of gradients, with an example whose losses are divided by infinity.
+            shares, counts = [indices[:1]], LossCounts(math.inf, math.inf, math.inf)
         batches = [collate(dataset, s, pad_token_id=pad_token_id, pad_to=pad_to) for s in shares]
         if runtime.device.type == "cuda":
             batches = [batch.pin_memory() for batch in batches]
@@ -120,8 +142,7 @@ def _make_step_batches(
             step=step,
             epoch=plan.locate(step - 1)[0],
             batches=batches,
-            counts=step_counts(dataset, len(indices), runtime.world_size),
-            weight=weight,
+            counts=counts,
             sequences=len(indices),
             tokens=int(dataset.lengths(indices).sum()),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from transformer.distillation import layer_map
+from transformer.data import Batch
+from transformer.distillation import IntermediateObjective
 from transformer.file_utils import UserError
+from transformer.losses import LossCounts
 from transformer.meter import LossMeter, stop_if_not_finite
-from transformer.modeling import BertPreTrainedModel
 from transformer.optimization import BertAdam, parameter_groups
+from transformer.reporting import Progress, Speed, sum_by_kind
 from transformer.resuming import (
     RunState,
     StopSignal,
@@ -42,17 +43,16 @@ __all__ = [
     "fingerprint",
     "freeze_teacher",
     "gradient_sync",
-    "init_from_teacher",
     "is_due",
+    "layer_terms",
     "mark_finished",
     "optimizer_step",
     "read_state",
+    "report",
     "step_batches",
     "step_counts",
     "stop_if_not_finite",
 ]
-
-logger = logging.getLogger(__name__)
 
 COUNT_FLAGS = (
     *("train_batch_size", "eval_batch_size", "gradient_accumulation_steps"),
@@ -226,39 +226,37 @@ def optimizer_step(optimizer: BertAdam, scaler: torch.amp.GradScaler, step: int)
         group["step"] = step
 
 
-def init_from_teacher(
-    student: BertPreTrainedModel, teacher: BertPreTrainedModel, layers: str
-) -> None:
-    """Copy the teacher's embeddings, pooler and the named layers into the student.
+def layer_terms(
+    student: nn.Module,
+    teacher: nn.Module,
+    objective: IntermediateObjective,
+    batch: Batch,
+    counts: LossCounts | None,
+    runtime: Runtime,
+    **options: bool,
+) -> dict[str, Tensor]:
+    """Return the unweighted terms of layer distillation for a batch.
 
-    Args:
-        layers: as in `layer_map`: "uniform", "top", "bottom" or one teacher layer for each student
-            layer, "2,4,6"; 0 leaves a layer as it is.
-
-    Raises:
-        UserError: a width differs, so that there is nothing to copy.
+    Each model computes what the objective reads and nothing more; `options` go to both, such as
+    `classify=False` for classifiers.
     """
-    ours, theirs = student.config, teacher.config
-    for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
-        if getattr(ours, key) != getattr(theirs, key):
-            raise UserError(
-                f"--init_from_teacher: {key} is {getattr(ours, key)} in the student, "
-                f"{getattr(theirs, key)} in the teacher; only equal layers can be copied"
-            )
-    pairs = layer_map(ours.num_hidden_layers, theirs.num_hidden_layers, layers)
-    for m, g in pairs:
-        copied = teacher.bert.encoder.layer[g - 1].state_dict()
-        student.bert.encoder.layer[m - 1].load_state_dict(copied)
-    _copy_rows(student.bert.embeddings, teacher.bert.embeddings)
-    if student.bert.pooler is not None and teacher.bert.pooler is not None:
-        student.bert.pooler.load_state_dict(teacher.bert.pooler.state_dict())
-    logger.info("student layers copied from the teacher's: %s", ", ".join(str(g) for _, g in pairs))
+    inputs = batch.input_ids, batch.token_type_ids, batch.attention_mask
+    with torch.no_grad():
+        teacher_output = teacher(*inputs, **objective.teacher_layers(), **options)
+    with runtime.autocast():
+        student_output = student(*inputs, **objective.student_layers(), **options)
+    return objective(student_output, teacher_output, batch.attention_mask, counts)
 
 
-@torch.no_grad()
-def _copy_rows(student: nn.Module, teacher: nn.Module) -> None:
-    """Copy embeddings; of positions, as many as both have."""
-    for name, target in student.named_parameters():
-        source: Tensor = teacher.get_parameter(name)
-        rows = min(len(target), len(source))
-        target[:rows] = source[:rows]
+def report(
+    state: RunState, runtime: Runtime, progress: Progress, speed: Speed, epoch: float
+) -> None:
+    """Write the means since the last report to metrics.jsonl and the progress line."""
+    terms = state.meter.read(runtime)
+    rate = state.optimizer.get_lr()[0]
+    speeds = speed.read()
+    state.metrics.write(
+        step=state.step, epoch=round(epoch, 4), **terms, learning_rate=rate, **speeds
+    )
+    shown = {"lr": rate, "seq/s": speeds["sequences_per_second"]}
+    progress.report(**sum_by_kind(terms), **shown, **{"tok/s": speeds["tokens_per_second"]})
