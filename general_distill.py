@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from transformer.checkpoint import load_model, read_config, save_checkpoint
-from transformer.data import BatchPlan, PackedDataset, collate, evaluation_batches
+from transformer.data import BatchPlan, PackedDataset
 from transformer.distillation import (
     IntermediateObjective,
     add_distillation_arguments,
@@ -34,10 +33,10 @@ from transformer.distillation import (
     objective_from_args,
 )
 from transformer.file_utils import UserError, cached_path
-from transformer.losses import LossCounts
+from transformer.lessons import IntermediateLesson, lesson_loss
 from transformer.modeling import BertConfig, TinyBertForPreTraining
 from transformer.pretraining_data import find_epoch_files, open_pretraining_data
-from transformer.reporting import MetricsLog, Progress, Speed, closing_summary, save_curves
+from transformer.reporting import Progress, Speed, closing_summary, save_curves
 from transformer.runtime import (
     Runtime,
     add_runtime_arguments,
@@ -45,33 +44,30 @@ from transformer.runtime import (
     prepare_output_dir,
     run_script,
     save_args,
-    seed_step,
     setup_runtime,
 )
 from transformer.task_models import check_vocabularies, copy_layers, student_changes
 from transformer.tokenization import BertTokenizer
 from transformer.training import (
-    LossMeter,
+    Lesson,
     RunPlan,
     RunState,
     StopSignal,
     add_training_arguments,
-    build_optimizer,
+    begin_state,
     check_same_run,
     check_training_arguments,
     compile_forward,
     distribute,
     fingerprint,
     freeze_teacher,
-    gradient_sync,
     is_due,
-    layer_terms,
     mark_finished,
-    optimizer_step,
     read_state,
     report,
     step_batches,
     stop_if_not_finite,
+    take_step,
 )
 
 logger = logging.getLogger("general_distill")
@@ -158,6 +154,11 @@ class Job:
     student_changes: dict[str, Any]
     objective: IntermediateObjective
 
+    @property
+    def pad_to(self) -> int | None:
+        """Return the length of all batches, where padding counts; None where it does not."""
+        return self.args.max_seq_length if self.args.loss_on_padding else None
+
 
 def check_args(args: argparse.Namespace) -> None:
     """Find mistakes in single flags."""
@@ -193,8 +194,8 @@ def plan_job(args: argparse.Namespace, runtime: Runtime) -> Job:
     return Job(args, runtime, teacher_dir, student_dir, tokenizer, changes, objective)
 
 
-def load_data(job: Job) -> tuple[RunPlan, PackedDataset, int]:
-    """Return the steps of the run, and the data of which the last so many examples are held out."""
+def load_data(job: Job) -> tuple[RunPlan, tuple[PackedDataset, int]]:
+    """Return the steps of the run; and the data and first number of the held-out examples."""
     args = job.args
     files = find_epoch_files(args.pregenerated_data, args.max_seq_length)
     datasets = open_pretraining_data(
@@ -202,7 +203,8 @@ def load_data(job: Job) -> tuple[RunPlan, PackedDataset, int]:
     )
     plans = []
     for file, dataset in zip(files, datasets, strict=True):
-        examples = len(dataset) - held_out(dataset, args.do_eval)
+        held_out = min(math.ceil(len(dataset) * HELD_OUT_SHARE), HELD_OUT_MOST)
+        examples = len(dataset) - held_out * args.do_eval
         if examples < 1:
             raise UserError(f"{file.path}: {len(dataset)} examples leave none to train on")
         batch_size = args.train_batch_size * job.runtime.world_size
@@ -218,18 +220,11 @@ def load_data(job: Job) -> tuple[RunPlan, PackedDataset, int]:
         args.num_train_epochs,
         plan.total_steps,
     )
-    return plan, datasets[0], held_out(datasets[0], args.do_eval)
+    return plan, (datasets[0], plans[0].examples)
 
 
-def held_out(dataset: PackedDataset, do_eval: bool) -> int:
-    """Return how many examples at the end are not trained on."""
-    if not do_eval:
-        return 0
-    return min(math.ceil(len(dataset) * HELD_OUT_SHARE), HELD_OUT_MOST)
-
-
-def load_models(job: Job) -> tuple[TinyBertForPreTraining, nn.Module]:
-    """Return the student, on its device and in training, and the frozen teacher."""
+def load_models(job: Job) -> tuple[TinyBertForPreTraining, IntermediateLesson]:
+    """Return the student, on its device, and what the frozen teacher has to teach it."""
     args, runtime = job.args, job.runtime
     teacher, loaded = load_model(
         TinyBertForPreTraining, job.teacher_dir, config_changes={"fit_size": 0}
@@ -250,14 +245,14 @@ def load_models(job: Job) -> tuple[TinyBertForPreTraining, nn.Module]:
     freeze_teacher(teacher, runtime)
     if args.compile:
         compile_forward(student, teacher)
-    return student, teacher
+    return student, IntermediateLesson(teacher, job.objective, classifiers=False)
 
 
 # --- training ----------------------------------------------------------------------------------
 
 
 def train(
-    job: Job, plan: RunPlan, state: RunState, teacher: nn.Module, held: tuple[PackedDataset, int]
+    job: Job, plan: RunPlan, state: RunState, lesson: Lesson, held: tuple[PackedDataset, int]
 ) -> None:
     """Run the optimizer steps that are left."""
     args, runtime, total = job.args, job.runtime, plan.total_steps
@@ -268,7 +263,7 @@ def train(
         first_step=state.step + 1,
         accumulation=args.gradient_accumulation_steps,
         pad_token_id=job.tokenizer.pad_id,
-        pad_to=args.max_seq_length if args.loss_on_padding else None,
+        pad_to=job.pad_to,
     )
     progress = Progress(
         total, description="general", initial=state.step, enabled=runtime.is_main, log_every=0
@@ -276,18 +271,7 @@ def train(
     speed = Speed()
     with progress, StopSignal(runtime) as stop:
         for step_batch in batches:
-            state.step = step_batch.step
-            seed_step(args.seed, state.step, runtime.rank)
-            for number, batch in enumerate(step_batch.batches, start=1):
-                with gradient_sync(student, number == len(step_batch.batches)):
-                    terms = layer_terms(
-                        student, teacher, job.objective, batch, step_batch.counts, runtime
-                    )
-                    loss = job.objective.total(terms)
-                    state.scaler.scale(loss).backward()
-                state.meter.add({"loss": loss, **terms})
-            optimizer_step(state.optimizer, state.scaler, state.step)
-            state.meter.end_step(state.step)
+            take_step(student, lesson, step_batch, state, runtime, args.seed)
             speed.add(step_batch.sequences, step_batch.tokens)
             progress.update()
 
@@ -300,7 +284,7 @@ def train(
             if reporting:
                 report(state, runtime, progress, speed, plan.epochs_done(state.step))
             if evaluating:
-                evaluate_and_publish(job, state, teacher, held)
+                evaluate_and_publish(job, state, lesson, held)
             if saving:
                 state.save(args.output_dir, runtime)
             if evaluating or saving:
@@ -310,16 +294,25 @@ def train(
 
 
 def evaluate_and_publish(
-    job: Job, state: RunState, teacher: nn.Module, held: tuple[PackedDataset, int]
+    job: Job, state: RunState, lesson: Lesson, held: tuple[PackedDataset, int]
 ) -> None:
     """Write the student as it is now; with --do_eval, measure it and keep the best one apart."""
     args, runtime = job.args, job.runtime
     if args.do_eval:
-        losses = evaluate(job, state.student, teacher, *held)
-        state.metrics.write(step=state.step, **{f"eval_{k}": v for k, v in losses.items()})
-        logger.info("step %d: held-out loss %.4f", state.step, losses["loss"])
-        if state.best_score is None or losses["loss"] < state.best_score:
-            state.best_score, state.best_step = losses["loss"], state.step
+        data, start = held
+        losses = lesson_loss(
+            lesson,
+            state.student,
+            data,
+            args.eval_batch_size,
+            runtime,
+            pad_to=job.pad_to,
+            start=start,
+        )
+        state.metrics.write(step=state.step, **losses)
+        logger.info("step %d: held-out loss %.4f", state.step, losses["eval_loss"])
+        if state.best_score is None or losses["eval_loss"] < state.best_score:
+            state.best_score, state.best_step = losses["eval_loss"], state.step
             if runtime.is_main:
                 save_student(job, state.student, args.output_dir / "best")
     if runtime.is_main:
@@ -331,60 +324,7 @@ def save_student(job: Job, student: nn.Module, output_dir: Path) -> None:
     save_checkpoint(student, job.tokenizer, output_dir, safetensors=job.args.save_safetensors)
 
 
-@torch.no_grad()
-def evaluate(
-    job: Job, student: nn.Module, teacher: nn.Module, dataset: PackedDataset, examples: int
-) -> dict[str, float]:
-    """Return the loss and its terms on the last `examples` of `dataset`, exact over all ranks."""
-    runtime, objective = job.runtime, job.objective
-    start = len(dataset) - examples
-    counts = LossCounts.from_lengths(dataset.lengths(np.arange(start, len(dataset))))
-    student.eval()
-    batches = evaluation_batches(
-        dataset,
-        job.args.eval_batch_size,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        start=start,
-    )
-    sums: dict[str, Tensor] = {}
-    for indices in batches:
-        batch = collate(
-            dataset,
-            indices,
-            pad_token_id=job.tokenizer.pad_id,
-            pad_to=job.args.max_seq_length if job.args.loss_on_padding else None,
-        ).to(runtime.device)
-        terms = layer_terms(student, teacher, objective, batch, counts, runtime)
-        for name, term in {"loss": objective.total(terms), **terms}.items():
-            sums[name] = sums.get(name, 0) + term.double()
-    student.train()
-    totals: dict[str, float] = {}
-    for of_rank in runtime.gather_objects({name: float(value) for name, value in sums.items()}):
-        for name, value in of_rank.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return totals
-
-
 # --- main --------------------------------------------------------------------------------------
-
-
-def begin_state(
-    job: Job, student: nn.Module, plan: RunPlan, saved: dict[str, Any] | None, facts: dict[str, str]
-) -> RunState:
-    """Set up optimizer, meter and metrics, and go on from what was saved."""
-    args, runtime = job.args, job.runtime
-    optimizer, scaler = build_optimizer(student, args, plan.total_steps, runtime)
-    metrics = MetricsLog(
-        args.output_dir / "metrics.jsonl" if runtime.is_main else None,
-        offset=saved["metrics_offset"] if saved else 0,
-        tensorboard_dir=args.output_dir / "tensorboard" if args.tensorboard else None,
-    )
-    state = RunState(student, optimizer, scaler, LossMeter(runtime.device), metrics, facts)
-    if saved:
-        state.restore(saved, runtime)
-        logger.info("going on from step %d of %d", state.step, plan.total_steps)
-    return state
 
 
 def finish(job: Job, state: RunState) -> None:
@@ -423,19 +363,19 @@ def main(argv: list[str] | None = None) -> None:
         overwrite=args.overwrite_output_dir,
         is_main=runtime.is_main,
     )
-    plan, *held = load_data(job)
+    plan, held = load_data(job)
     saved = read_state(args.output_dir, runtime) if args.resume else None
-    facts = fingerprint(args, runtime, data=plan.content_key())
+    identity = fingerprint(args, runtime, data=plan.content_key())
     if saved:
-        check_same_run(saved["fingerprint"], facts)
+        check_same_run(saved["fingerprint"], identity)
     if saved and saved["finished"]:
         logger.info("the run in %s is finished: nothing to do", args.output_dir)
         return
     if runtime.is_main:
         save_args(args, args.output_dir)
-    student, teacher = load_models(job)
-    state = begin_state(job, student, plan, saved, facts)
-    train(job, plan, state, teacher, (held[0], held[1]))
+    student, lesson = load_models(job)
+    state = begin_state(student, args, runtime, plan.total_steps, saved, identity)
+    train(job, plan, state, lesson, held)
     finish(job, state)
     close_runtime(runtime)
 

@@ -1,14 +1,13 @@
-"""What a student is taught in a stage of task distillation: the forward pass it needs and its loss.
+"""What a student is taught in a stage of task distillation.
 
-A lesson is called with a batch and the student's output and returns the loss with its terms. Terms
-are sums over the batch divided by the counts of the whole optimizer step, so those of micro-batches
-and ranks add up.
+A lesson runs the student on a batch and returns the loss with its terms. Terms are sums over the
+batch divided by the counts of the whole optimizer step, so those of micro-batches and ranks add up.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from transformer.data import Batch, PackedDataset, collate, evaluation_batches
 from transformer.distillation import IntermediateObjective
 from transformer.losses import LossCounts, prediction_loss
-from transformer.modeling import BertOutput
 from transformer.runtime import Runtime
+from transformer.training import layer_terms
 
 Taught = tuple[Tensor, dict[str, Tensor]]
 
@@ -27,35 +26,31 @@ Taught = tuple[Tensor, dict[str, Tensor]]
 class Lesson(Protocol):
     """The loss of one stage."""
 
-    @property
-    def student_options(self) -> dict[str, Any]:
-        """Return the keyword arguments of the student's forward pass."""
-
-    def __call__(self, batch: Batch, output: BertOutput, counts: LossCounts) -> Taught:
+    def __call__(
+        self, student: nn.Module, batch: Batch, counts: LossCounts, runtime: Runtime
+    ) -> Taught:
         """Return the loss to minimise and its terms before weighting."""
 
 
 @dataclass
 class IntermediateLesson:
-    """Learn the teacher's attention, hidden states and embeddings (section 3.1, equation 11)."""
+    """Learn the teacher's attention, hidden states and embeddings (section 3.1, equation 11).
+
+    Args:
+        classifiers: both models have a classifier, which is then not computed.
+    """
 
     teacher: nn.Module
     objective: IntermediateObjective
+    classifiers: bool = True
 
-    @property
-    def student_options(self) -> dict[str, Any]:
-        return {**self.objective.student_layers(), "classify": False}
-
-    def __call__(self, batch: Batch, output: BertOutput, counts: LossCounts) -> Taught:
-        with torch.no_grad():
-            target = self.teacher(
-                batch.input_ids,
-                batch.token_type_ids,
-                batch.attention_mask,
-                classify=False,
-                **self.objective.teacher_layers(),
-            )
-        terms = self.objective(output, target, batch.attention_mask, counts)
+    def __call__(
+        self, student: nn.Module, batch: Batch, counts: LossCounts, runtime: Runtime
+    ) -> Taught:
+        options = {"classify": False} if self.classifiers else {}
+        terms = layer_terms(
+            student, self.teacher, self.objective, batch, counts, runtime, **options
+        )
         return self.objective.total(terms), terms
 
 
@@ -80,11 +75,11 @@ class PredictionLesson:
     temperature: float = 1.0
     original_soft_ce: bool = False
 
-    @property
-    def student_options(self) -> dict[str, Any]:
-        return {}
-
-    def __call__(self, batch: Batch, output: BertOutput, counts: LossCounts) -> Taught:
+    def __call__(
+        self, student: nn.Module, batch: Batch, counts: LossCounts, runtime: Runtime
+    ) -> Taught:
+        with runtime.autocast():
+            output = student(batch.input_ids, batch.token_type_ids, batch.attention_mask)
         terms: dict[str, Tensor] = {}
         logits = output.logits.float()
         total = logits.new_zeros(())
@@ -122,30 +117,29 @@ def lesson_loss(
     runtime: Runtime,
     *,
     pad_to: int | None = None,
+    start: int = 0,
 ) -> dict[str, float]:
-    """Return the mean loss of a lesson over a data set, as `eval_loss`, with its terms."""
-    counts = LossCounts(len(dataset), dataset.tokens, dataset.square_tokens)
+    """Return the mean loss of a lesson over a data set, as `eval_loss`, with its terms.
+
+    Args:
+        start: the first example to look at.
+    """
+    counts = LossCounts.from_lengths(dataset.lengths(np.arange(start, len(dataset))))
     was_training = student.training
     student.eval()
     names: list[str] = []
     total = torch.zeros(0, dtype=torch.float64)
     batches = evaluation_batches(
-        dataset, batch_size, rank=runtime.rank, world_size=runtime.world_size
+        dataset, batch_size, rank=runtime.rank, world_size=runtime.world_size, start=start
     )
     # subtle: a rank without rows still has to name the terms, which are the same for any batch.
     is_idle = not batches
-    with torch.no_grad(), runtime.autocast():
+    with torch.no_grad():
         for chosen in batches or [np.zeros(1, np.int64)]:
             batch = collate(
                 dataset, chosen, pad_token_id=student.config.pad_token_id, pad_to=pad_to
-            ).to(runtime.device)
-            output = student(
-                batch.input_ids,
-                batch.token_type_ids,
-                batch.attention_mask,
-                **lesson.student_options,
             )
-            loss, terms = lesson(batch, output, counts)
+            loss, terms = lesson(student, batch.to(runtime.device), counts, runtime)
             names = ["eval_loss", *(f"eval_{name}" for name in terms)]
             values = torch.stack([loss, *terms.values()]).double().cpu()
             total = values if len(total) == 0 else total + values

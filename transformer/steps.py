@@ -82,6 +82,7 @@ class StepBatch:
     counts: LossCounts
     sequences: int
     tokens: int
+    weight: float = 1.0
 
 
 def step_counts(dataset: PackedDataset, examples: int, world_size: int = 1) -> LossCounts:

@@ -1,10 +1,11 @@
-"""The leaves that the training loops share: flags, optimizer, ranks, precision, initialisation."""
+"""The leaves that the training loops share: one step, its set-up, and its report."""
 
 from __future__ import annotations
 
 import argparse
-import math
+import logging
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from transformer.data import Batch
 from transformer.distillation import IntermediateObjective
-from transformer.file_utils import UserError
 from transformer.losses import LossCounts
 from transformer.meter import LossMeter, stop_if_not_finite
 from transformer.optimization import BertAdam, parameter_groups
-from transformer.reporting import Progress, Speed, sum_by_kind
+from transformer.reporting import MetricsLog, Progress, Speed, sum_by_kind
 from transformer.resuming import (
     RunState,
     StopSignal,
@@ -25,16 +25,19 @@ from transformer.resuming import (
     mark_finished,
     read_state,
 )
-from transformer.runtime import Runtime, restarted
+from transformer.runtime import Runtime, seed_step
 from transformer.steps import RunPlan, StepBatch, step_batches, step_counts
+from transformer.training_options import add_training_arguments, check_training_arguments
 
 __all__ = [
+    "Lesson",
     "LossMeter",
     "RunPlan",
     "RunState",
     "StepBatch",
     "StopSignal",
     "add_training_arguments",
+    "begin_state",
     "build_optimizer",
     "check_same_run",
     "check_training_arguments",
@@ -51,116 +54,11 @@ __all__ = [
     "report",
     "step_batches",
     "step_counts",
+    "take_step",
     "stop_if_not_finite",
 ]
 
-COUNT_FLAGS = (
-    *("train_batch_size", "eval_batch_size", "gradient_accumulation_steps"),
-    *("eval_step", "save_steps", "log_steps"),
-)
-
-
-def add_training_arguments(
-    parser: argparse.ArgumentParser,
-    *,
-    epochs: float | None = 3.0,
-    eval_batch_size: int = 32,
-    eval_step: int = 50,
-) -> None:
-    """Add the flags of optimization, saving and resuming; the keywords are their defaults."""
-    group = parser.add_argument_group("optimization")
-    group.add_argument(
-        "--train_batch_size",
-        type=int,
-        default=32,
-        help="examples of one optimizer step on each rank, over all accumulation steps",
-    )
-    group.add_argument("--eval_batch_size", type=int, default=eval_batch_size, help="examples")
-    group.add_argument(
-        "--gradient_accumulation_steps",
-        type=int,
-        default=1,
-        help="parts that a rank's batch is computed in, to save memory; the result is the same",
-    )
-    group.add_argument("--learning_rate", type=float, default=5e-5, help="peak, after warm-up")
-    group.add_argument(
-        "--weight_decay",
-        "--wd",
-        type=float,
-        default=0.01,
-        help="of matrices; the original's flag said 1e-4, but 0.01 is what it really used",
-    )
-    group.add_argument(
-        "--num_train_epochs", type=float, default=epochs, help="passes over the data; 0.5 is half"
-    )
-    group.add_argument(
-        "--warmup_proportion", type=float, default=0.1, help="share of steps the rate rises in"
-    )
-    group.add_argument("--compile", action="store_true", help="run models through torch.compile")
-    group = parser.add_argument_group("saving and resuming")
-    group.add_argument("--eval_step", type=int, default=eval_step, help="steps between two looks")
-    group.add_argument(
-        "--save_steps", type=int, default=500, help="steps between two states to resume from"
-    )
-    group.add_argument("--log_steps", type=int, default=50, help="steps between two reports")
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        default=restarted(),
-        help="go on with the interrupted run in --output_dir (implied when torchrun restarts)",
-    )
-    group.add_argument(
-        "--overwrite_output_dir", action="store_true", help="replace the run in --output_dir"
-    )
-    group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's events")
-    group.add_argument(
-        "--save_safetensors", action="store_true", help="also write model.safetensors"
-    )
-    group.add_argument(
-        "--data_url", default="", help="s3://bucket/prefix or directory to copy results to"
-    )
-
-
-def check_training_arguments(args: argparse.Namespace) -> None:
-    """Check the values of `add_training_arguments`.
-
-    Raises:
-        UserError: a value that no run can use.
-    """
-    counts = [
-        "train_batch_size",
-        "eval_batch_size",
-        "gradient_accumulation_steps",
-        "eval_step",
-        "save_steps",
-        "log_steps",
-    ]
-    for name in counts:
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: give a number of 1 or more")
-    if args.gradient_accumulation_steps > args.train_batch_size:
-        raise UserError(
-            f"--gradient_accumulation_steps {args.gradient_accumulation_steps} cannot cut a "
-            f"--train_batch_size of {args.train_batch_size}; give at most as many steps as examples"
-        )
-    if args.num_train_epochs is not None and not 0 < args.num_train_epochs < math.inf:
-        raise UserError(f"--num_train_epochs {args.num_train_epochs}: give a number above 0")
-    if not 0 <= args.warmup_proportion < 1:
-        raise UserError(
-            f"--warmup_proportion {args.warmup_proportion}: give a share from 0 to below 1"
-        )
-    for name in ("learning_rate", "weight_decay"):
-        if not 0 <= getattr(args, name) < math.inf:
-            raise UserError(f"--{name} {getattr(args, name)}: give a number of 0 or more")
-    if args.tensorboard:
-        _check_tensorboard()
-
-
-def _check_tensorboard() -> None:
-    try:
-        import torch.utils.tensorboard  # noqa: F401 - only whether it can be imported
-    except ImportError as error:
-        raise UserError("--tensorboard: pip install tensorboard, or leave the flag out") from error
+logger = logging.getLogger(__name__)
 
 
 def is_due(step: int, every: int, total_steps: int) -> bool:
@@ -189,7 +87,6 @@ def distribute(student: nn.Module, runtime: Runtime) -> nn.Module:
     return DistributedDataParallel(
         student,
         device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
 
@@ -224,6 +121,70 @@ def optimizer_step(optimizer: BertAdam, scaler: torch.amp.GradScaler, step: int)
     for group in optimizer.param_groups:
         # A step that fp16 skipped still counts, so that the schedule ends at zero.
         group["step"] = step
+
+
+def begin_state(
+    student: nn.Module,
+    args: argparse.Namespace,
+    runtime: Runtime,
+    total_steps: int,
+    saved: dict[str, Any] | None,
+    identity: dict[str, str],
+) -> RunState:
+    """Set up optimizer, meter and metrics of a run, and go on from what was saved.
+
+    Args:
+        saved: from `read_state`; None begins at step 0.
+        identity: from `fingerprint`.
+    """
+    optimizer, scaler = build_optimizer(student, args, total_steps, runtime)
+    metrics = MetricsLog(
+        args.output_dir / "metrics.jsonl" if runtime.is_main else None,
+        offset=saved["metrics_offset"] if saved else 0,
+        tensorboard_dir=args.output_dir / "tensorboard" if args.tensorboard else None,
+    )
+    state = RunState(student, optimizer, scaler, LossMeter(runtime.device), metrics, identity)
+    if saved:
+        state.restore(saved, runtime)
+        logger.info("going on from step %d of %d", state.step, total_steps)
+    return state
+
+
+class Lesson(Protocol):
+    """What a student is taught: the loss to minimise and its terms before weighting.
+
+    Terms are sums over the batch divided by `counts`, so that those of micro-batches add up.
+    """
+
+    def __call__(
+        self, student: nn.Module, batch: Batch, counts: LossCounts, runtime: Runtime
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+def take_step(
+    student: nn.Module,
+    lesson: Lesson,
+    step_batch: StepBatch,
+    state: RunState,
+    runtime: Runtime,
+    seed: int,
+) -> None:
+    """Take one optimizer step: every micro-batch forward and backward, then the update.
+
+    Nothing here waits for the device. Dropout depends on seed, step and rank alone.
+
+    Args:
+        student: as `distribute` returned it.
+    """
+    seed_step(seed, step_batch.step, runtime.rank)
+    for number, batch in enumerate(step_batch.batches, start=1):
+        with gradient_sync(student, number == len(step_batch.batches)):
+            loss, terms = lesson(student, batch, step_batch.counts, runtime)
+            state.scaler.scale(loss).backward()
+        state.meter.add({"loss": loss, **terms})
+    optimizer_step(state.optimizer, state.scaler, step_batch.step)
+    state.meter.end_step(step_batch.step)
+    state.step = step_batch.step
 
 
 def layer_terms(
