@@ -28,27 +28,30 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZER_FILES = (VOCAB_NAME, "tokenizer_config.json", "tokenizer.json")
 MAX_CHARACTERS_PER_WORD = 100
 
-MAX_CACHED_ENTRIES = 2**17
-MAX_CACHED_LENGTH = 40
+MAX_CACHED_CHUNKS = 2**19
+MAX_CACHED_WORDS = 2**18
+MAX_CACHED_LENGTH = 24
 
 
 class PieceCache(dict[str, tuple[int, ...]]):
     """Remember the ids of a string, in bounded memory; what is absent is computed.
 
-    A string is kept if it has at most `MAX_CACHED_LENGTH` characters and ids together: at most
-    440 bytes an entry with its slot, so 58 MB for the 2**17 entries (about 20 MB with English
-    text). A full cache is emptied: the frequent strings are back within a few thousand lines, and
-    the cache follows a corpus that changes its language.
+    A string is kept if its characters and ids together are at most `MAX_CACHED_LENGTH`: at most
+    330 bytes an entry with its slot, about 170 in English. So the chunks of one tokenizer take at
+    most 173 MB (English: 90 MB) and its words at most half of that. A full cache is emptied: the
+    frequent strings are back within a few thousand lines, and the cache follows a corpus that
+    changes its language.
     """
 
-    def __init__(self, compute: Callable[[str], tuple[int, ...]]):
+    def __init__(self, compute: Callable[[str], tuple[int, ...]], max_entries: int):
         super().__init__()
         self._compute = compute
+        self._max_entries = max_entries
 
     def __missing__(self, text: str) -> tuple[int, ...]:
         ids = self._compute(text)
         if len(text) + len(ids) <= MAX_CACHED_LENGTH:
-            if len(self) >= MAX_CACHED_ENTRIES:
+            if len(self) >= self._max_entries:
                 self.clear()
             self[text] = ids
         return ids
@@ -95,11 +98,15 @@ class BasicTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """Split `text` into words: "Hé, you!" -> ["he", ",", "you", "!"]."""
-        clean = text.translate(self._clean_map)
-        if self.strip_accents:
-            clean = unicodedata.normalize("NFD", clean)
+        if not (text.isascii() and text.isprintable()):
+            text = self._decompose(text)
         # Only spaces are left as blanks, so that `split()` cannot find one of its own.
-        return clean.translate(self._split_map).split()
+        return text.translate(self._split_map).split()
+
+    def _decompose(self, text: str) -> str:
+        """Clean `text`; make letter and accents characters of their own if they are stripped."""
+        clean = text.translate(self._clean_map)
+        return unicodedata.normalize("NFD", clean) if self.strip_accents else clean
 
     def _clean(self, char: str) -> str:
         """Return what `char` is before decomposition: itself, spaced, a space or nothing."""
@@ -143,45 +150,34 @@ class WordpieceTokenizer:
         self._continuations = {
             token[2:]: index for token, index in vocab.items() if token.startswith("##")
         }
+        self._tokens = {index: token for token, index in vocab.items()}
         self._longest = max(map(len, vocab), default=0)
-        self._unknown = (vocab[unk_token],) if unk_token in vocab else ()
 
     def tokenize(self, text: str) -> list[str]:
         """Split blank-separated words: "unaffable" -> ["un", "##aff", "##able"]."""
         pieces: list[str] = []
         for word in text.split():
-            spans = self._spans(word)
-            pieces += (
-                [("##" if start else "") + word[start:end] for start, end, _ in spans]
-                if spans
-                else [self.unk_token]
-            )
+            ids = self.word_ids(word)
+            pieces += [self._tokens[index] for index in ids] if ids else [self.unk_token]
         return pieces
 
-    def word_ids(self, word: str) -> tuple[int, ...]:
-        """Return the ids of one word without blanks in it."""
-        whole = self.vocab.get(word)
-        if whole is not None and len(word) <= self.max_input_chars_per_word:
-            return (whole,)
-        return tuple([index for _, _, index in self._spans(word)]) or self._unknown
-
-    def _spans(self, word: str) -> list[tuple[int, int, int]]:
-        """Return (start, end, id) of the pieces of `word`; nothing if it cannot be spelled."""
+    def word_ids(self, word: str) -> list[int]:
+        """Return the ids of the pieces of one word; nothing if it cannot be spelled."""
         length, start = len(word), 0
-        spans: list[tuple[int, int, int]] = []
+        ids: list[int] = []
         if length > self.max_input_chars_per_word:
-            return spans
-        table = self.vocab
+            return ids
+        look_up = self.vocab.get
         while start < length:
             for end in range(min(length, start + self._longest), start, -1):
-                index = table.get(word[start:end])
+                index = look_up(word[start:end])
                 if index is not None:
                     break
             else:
                 return []
-            spans.append((start, end, index))
-            start, table = end, self._continuations
-        return spans
+            ids.append(index)
+            start, look_up = end, self._continuations.get
+        return ids
 
 
 class BertTokenizer:
@@ -228,10 +224,8 @@ class BertTokenizer:
             tokenize_chinese_chars=self._options["tokenize_chinese_chars"],
         )
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocab)
-        letters = "a-z0-9" if self.do_lower_case else "A-Za-z0-9"
-        self._ascii_words = re.compile(f"[{letters}]+|[^ {letters}]").findall
-        self._word_ids = PieceCache(self.wordpiece_tokenizer.word_ids)
-        self._chunk_ids = PieceCache(self._encode_chunk)
+        self._word_ids = PieceCache(self._encode_word, MAX_CACHED_WORDS)
+        self._chunk_ids = PieceCache(self._encode_chunk, MAX_CACHED_CHUNKS)
 
     # Caches stay behind when a tokenizer is sent to a worker process.
     def __getstate__(self) -> dict[str, Any]:
@@ -242,15 +236,20 @@ class BertTokenizer:
         self._options = state["options"]
         self._build()
 
+    def _encode_word(self, word: str) -> tuple[int, ...]:
+        """Return the ids of one normalised word."""
+        return tuple(self.wordpiece_tokenizer.word_ids(word)) or (self.unk_id,)
+
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
         """Return the ids of a chunk without a space in it."""
         if chunk.isascii() and chunk.isprintable():
+            # The common cases: a word, and a word with a punctuation mark behind it.
             cased = chunk.lower() if self.do_lower_case else chunk
             if cased.isalnum():
                 return self._word_ids[cased]
-            words = self._ascii_words(cased)
-        else:
-            words = self.basic_tokenizer.tokenize(chunk)
+            if cased[:-1].isalnum():
+                return self._word_ids[cased[:-1]] + self._word_ids[cased[-1]]
+        words = self.basic_tokenizer.tokenize(chunk)
         return tuple(chain.from_iterable(map(self._word_ids.__getitem__, words)))
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
