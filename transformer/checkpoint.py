@@ -70,17 +70,17 @@ class LoadReport:
 
     def log(self) -> None:
         """Log the report in groups, as one message: a warning if something is newly initialised."""
-        parts = [f"loaded {_grouped(self.loaded)}"]
+        parts = [f"loaded {grouped(self.loaded)}"]
         if self.missing:
-            parts.append(f"not in the file, newly initialised: {_grouped(self.missing)}")
+            parts.append(f"not in the file, newly initialised: {grouped(self.missing)}")
         if self.unexpected:
-            parts.append(f"in the file, not used: {_grouped(self.unexpected)}")
+            parts.append(f"in the file, not used: {grouped(self.unexpected)}")
         level = logging.WARNING if self.missing else logging.INFO
         logger.log(level, "%s: %s", self.source, "; ".join(parts + self.notes))
 
 
-def _grouped(names: Iterable[str]) -> str:
-    """Return e.g. "encoder (69 tensors), classifier (2 tensors)"; unknown names are spelled out."""
+def grouped(names: Iterable[str]) -> str:
+    """Return e.g. "encoder (69 tensors), mlm (5 tensors)"; unknown names are spelled out."""
     names = list(names)
     counts = Counter(group_of(name) for name in names)
     parts = [f"{key} ({counts[key]} tensors)" for key in GROUPS if counts[key]]

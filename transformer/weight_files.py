@@ -209,22 +209,16 @@ def _read_bin(file: Path, *, in_memory: bool) -> dict[str, Tensor]:
     mmap = not in_memory and zipfile.is_zipfile(file)
     try:
         values = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        if "global" in str(error).lower():
+    except Exception as error:  # a damaged pickle can raise anything
+        if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             raise UserError(
                 f"{file} holds Python objects besides tensors; it is not read, because doing so "
                 "could run any code. Ask for a safetensors file, or one that holds tensors only"
             ) from None
-        raise _damaged(file) from None
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError):
-        raise _damaged(file) from None
+        raise UserError(f"{file} is cut short or damaged; copy it again") from None
     if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
         raise UserError(f"{file} is not a dictionary of tensors; save model.state_dict() only")
     return values
-
-
-def _damaged(file: Path) -> UserError:
-    return UserError(f"{file} is cut short or damaged; copy it again")
 
 
 def _check_readable(file: Path) -> None:
