@@ -1,0 +1,143 @@
+"""Read vocabularies and tokenizer settings, and decide about lower case."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from .file_utils import UserError
+
+logger = logging.getLogger(__name__)
+
+VOCAB_NAME = "vocab.txt"
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+TOKENIZER_FILES = (VOCAB_NAME, "tokenizer_config.json", "tokenizer.json")
+
+
+def parse_vocab(content: bytes, name: str) -> dict[str, int]:
+    """Return the id of each token: its line, counted from 0, with nothing but the line end cut.
+
+    Raises:
+        UserError: not UTF-8, a blank line, a duplicate, or no special tokens; with the line.
+    """
+    try:
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{name}, line {line}: not UTF-8; give a BERT vocabulary") from None
+    if lines[-1] == "":
+        lines.pop()
+    vocab: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        # subtle: only the line end is cut. Some vocabularies have Unicode blanks as tokens.
+        token = line.removesuffix("\r")
+        if not token:
+            raise UserError(f"{name}, line {number}: blank line; every line must hold one token")
+        if token in vocab:
+            raise UserError(
+                f"{name}, line {number}: {token!r} is already on line {vocab[token] + 1}; "
+                "every token may stand once"
+            )
+        vocab[token] = number - 1
+    missing = [token for token in SPECIAL_TOKENS if token not in vocab]
+    if missing:
+        raise UserError(
+            f"{name}: none of its {len(lines)} lines is {', '.join(missing)}; "
+            "a BERT vocabulary needs " + ", ".join(SPECIAL_TOKENS)
+        )
+    return vocab
+
+
+def find_vocab(directory: Path) -> Path:
+    """Return the vocabulary file of a checkpoint directory."""
+    for name in (VOCAB_NAME, "tokenizer.json"):
+        if (directory / name).is_file():
+            return directory / name
+    raise UserError(
+        f"{directory}: no {VOCAB_NAME} and no tokenizer.json; copy the vocabulary there"
+    )
+
+
+def read_vocab_bytes(file: Path) -> bytes:
+    """Return the content of `vocab.txt`, or what it would be for a `tokenizer.json`."""
+    try:
+        if file.suffix != ".json":
+            return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the vocabulary: {error.strerror}") from None
+    model = _read_json(file).get("model") or {}
+    ids = model.get("vocab")
+    if model.get("type", "WordPiece") != "WordPiece" or not isinstance(ids, dict):
+        raise UserError(f"{file}: holds a {model.get('type')} model; BERT needs WordPiece")
+    tokens = sorted(ids, key=lambda token: ids[token])
+    for expected, token in enumerate(tokens):
+        if ids[token] != expected:
+            raise UserError(f"{file}: {token!r} has id {ids[token]!r} where {expected} was due")
+    return ("\n".join(tokens) + "\n").encode("utf-8")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot read it: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: holds no JSON object")
+    return content
+
+
+def stored_options(directory: Path) -> dict[str, Any]:
+    """Return the tokenizer settings of a checkpoint directory; `tokenizer_config.json` wins."""
+    options: dict[str, Any] = {}
+    if (directory / "tokenizer.json").is_file():
+        normalizer = _read_json(directory / "tokenizer.json").get("normalizer") or {}
+        if normalizer.get("type") == "BertNormalizer":
+            options = {
+                "do_lower_case": normalizer.get("lowercase"),
+                "strip_accents": normalizer.get("strip_accents"),
+                "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+            }
+    if (directory / "tokenizer_config.json").is_file():
+        config = _read_json(directory / "tokenizer_config.json")
+        names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length")
+        options.update({name: config[name] for name in names if name in config})
+    return options
+
+
+def resolve_case(
+    flag: bool | None, stored: bool | None, vocab: dict[str, int], vocab_file: Path
+) -> bool:
+    """Decide whether to lower-case: the flag, else what is stored, else by the vocabulary."""
+    uncased = not any(
+        token != token.lower() for token in vocab if not re.fullmatch(r"\[.*\]", token)
+    )
+    if flag is not None and stored is not None and flag != stored:
+        logger.warning(
+            "%s: do_lower_case is %s in the tokenizer's settings, but the flag says %s; "
+            "the flag is followed",
+            vocab_file.parent,
+            stored,
+            flag,
+        )
+    choice = flag if flag is not None else stored
+    if choice is None:
+        logger.info(
+            "%s has %s: text is %s (--do_lower_case or --no-do_lower_case decides otherwise)",
+            vocab_file,
+            "no capital letter" if uncased else "capital letters",
+            "lower-cased" if uncased else "not lower-cased",
+        )
+        return uncased
+    if uncased and not choice:
+        logger.warning(
+            "%s has no capital letter, but text is not lower-cased: words with capitals become "
+            "[UNK]; give --do_lower_case",
+            vocab_file,
+        )
+    return choice
