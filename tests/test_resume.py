@@ -1,0 +1,83 @@
+"""A run that is killed at any instant and resumed ends as if it had never been interrupted."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import tiny_vocabulary
+from toy_runs import ForkedRun, metrics_of, write_epochs, write_student
+
+from transformer.modeling import BertForPreTraining
+
+CONFIGURATIONS = [(1, "fp32"), (1, "bf16"), (2, "fp32"), (2, "bf16")]
+KILLS_EACH = 6
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, make_checkpoint, tiny_config) -> Callable[..., list[str]]:
+    """Return a function that makes the command line of a toy run of 21 steps in 3 epochs."""
+    data = write_epochs(tmp_path / "data", tiny_vocabulary())
+    teacher = make_checkpoint("teacher", BertForPreTraining)
+    student = write_student(tmp_path / "student", tiny_config)
+
+    def make(output_dir: Path, *more: str, ranks: int = 1) -> list[str]:
+        flags = {
+            "--pregenerated_data": data,
+            "--teacher_model": teacher,
+            "--student_model": student,
+            "--output_dir": output_dir,
+            "--max_seq_length": 40,
+            "--train_batch_size": 4 // ranks,
+            "--gradient_accumulation_steps": 2,
+            "--num_train_epochs": 2.6,
+            "--learning_rate": 1e-3,
+            "--log_steps": 3,
+            "--eval_step": 7,
+            "--save_steps": 2,
+        }
+        words = [str(word) for pair in flags.items() for word in pair]
+        return [*words, "--do_eval", "--no_cuda", *more]
+
+    return make
+
+
+def assert_same_result(output_dir: Path, expected: Path) -> None:
+    for name in ("pytorch_model.bin", "best/pytorch_model.bin", "config.json"):
+        assert (output_dir / name).read_bytes() == (expected / name).read_bytes(), name
+    assert metrics_of(output_dir) == metrics_of(expected)
+    assert not list(output_dir.glob(".*.tmp")), "a killed save left its file behind"
+
+
+@pytest.mark.parametrize(("ranks", "precision"), CONFIGURATIONS)
+def test_killed_at_random_instants(ranks, precision, arguments, tmp_path):
+    log = tmp_path / "log"
+    flags = ["--precision", precision]
+    expected, output_dir = tmp_path / "expected", tmp_path / "killed"
+    begun = time.monotonic()
+    run = ForkedRun(arguments(expected, *flags, ranks=ranks), log=log, ranks=ranks)
+    assert run.wait() == [0] * ranks, log.read_text()
+    duration = time.monotonic() - begun
+
+    rng = random.Random(f"{ranks} {precision}")
+    argv = arguments(output_dir, *flags, "--resume", ranks=ranks)
+    kills = finished = 0
+    while kills < KILLS_EACH:
+        run = ForkedRun(argv, log=log, ranks=ranks)
+        if run.kill(after=rng.uniform(0.1, 0.9) * duration):
+            kills += 1
+            continue
+        # It was done before the instant came: that is a result too; begin another.
+        assert_same_result(output_dir, expected)
+        shutil.rmtree(output_dir)
+        finished += 1
+        assert finished < 20, "runs end long before they are killed"
+    run = ForkedRun(argv, log=log, ranks=ranks)
+    assert run.wait() == [0] * ranks, log.read_text()
+    assert_same_result(output_dir, expected)
