@@ -23,6 +23,7 @@ from transformer.runtime import Runtime
 logger = logging.getLogger(__name__)
 
 Results = dict[str, float]
+LOWER_IS_BETTER = ("mse", "eval_loss")
 
 
 # ---------------------------------------------------------------------------------- the metrics
@@ -109,15 +110,13 @@ def gold_loss(task: Task, logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def is_better(score: float, best: float, metric: str) -> bool:
-    """Say whether `score` beats `best`. NaN beats nothing, and mse is better when lower."""
-    if math.isnan(score):
-        return False
-    return score < best if metric == "mse" else score > best
+    """Say whether `score` beats `best`. NaN beats nothing, and losses are better when lower."""
+    return score < best if metric in LOWER_IS_BETTER else score > best
 
 
 def worst_score(metric: str) -> float:
     """Return the score that any number beats."""
-    return math.inf if metric == "mse" else -math.inf
+    return math.inf if metric in LOWER_IS_BETTER else -math.inf
 
 
 def chance_score(task: Task, labels: np.ndarray) -> float:
@@ -190,20 +189,19 @@ class DevSet:
     dataset: PackedDataset
 
 
+def score(task: Task, logits: np.ndarray, labels: np.ndarray) -> Results:
+    """Return the task's metrics and `eval_loss`, the loss against gold labels."""
+    return compute_metrics(task, logits, labels) | {"eval_loss": gold_loss(task, logits, labels)}
+
+
 def evaluate(
     model: nn.Module, task: Task, dev_sets: Sequence[DevSet], batch_size: int, runtime: Runtime
 ) -> Results:
-    """Return metrics and `eval_loss` on every dev set; a sister's keys carry its suffix ("acc-mm").
-
-    A model that is held in another precision than the run computes in is used as it is.
-    """
+    """Return the scores on every dev set; a sister's keys carry its suffix ("acc-mm")."""
     results: Results = {}
     for dev in dev_sets:
         logits = predict_logits(model, dev.dataset, batch_size, runtime)
-        labels = np.asarray(dev.dataset.labels)
-        found = compute_metrics(task, logits, labels) | {
-            "eval_loss": gold_loss(task, logits, labels)
-        }
+        found = score(task, logits, np.asarray(dev.dataset.labels))
         results |= {key + dev.suffix.lower(): value for key, value in found.items()}
     return results
 
@@ -273,3 +271,17 @@ def write_predictions(path: Path, indices: Sequence[str], cells: Sequence[str]) 
     with atomic_write(path) as file:
         file.write("index\tprediction\n")
         file.writelines(f"{index}\t{cell}\n" for index, cell in zip(indices, cells, strict=True))
+
+
+def results_table(title: str, rows: Mapping[str, Results]) -> str:
+    """Return results as an aligned text table, one row a model."""
+    keys = list(dict.fromkeys(key for results in rows.values() for key in results))
+    lines = [[title, *keys]]
+    for name, results in rows.items():
+        cells = [f"{results[key]:.4f}" if key in results else "" for key in keys]
+        lines.append([name, *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip()
+        for name, *cells in lines
+    )

@@ -8,63 +8,20 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from transformer.file_utils import UserError
+from transformer.tasks import CLASSIFICATION_METRICS, REGRESSION_METRICS, Source, Task
 
-CLASSIFICATION_METRICS = ("acc", "f1", "acc_and_f1", "macro_f1", "mcc")
-REGRESSION_METRICS = ("pearson", "spearmanr", "corr", "mse")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file of a task.
-
-    Args:
-        file: name under the data directory; without extension, the first of .tsv .csv .jsonl .json.
-        columns: the official header; used by position where a file calls its columns otherwise.
-        header: False where the first line is already a row.
-        name: what tells it from its sisters: "-MM" for MNLI's second dev set (the suffix of its
-            result directory), the name of the leaderboard's file for a test set.
-    """
-
-    file: str
-    columns: tuple[str, ...] = ()
-    header: bool = True
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is known about a task. `labels` is None for regression, and for a task of the user's
-    until they are found in the training file."""
-
-    name: str
-    text: tuple[str, ...]
-    label: str
-    train: Source
-    dev: tuple[Source, ...]
-    test: tuple[Source, ...]
-    labels: tuple[str, ...] | None = None
-    regression: bool = False
-    metrics: tuple[str, ...] = ("acc",)
-    best_metric: str = "acc"
-    epochs: float = 20.0  # of the intermediate stage
-    max_seq_length: int = 128
-    augmentations: int = 20  # N of data_augmentation.py
-    folder: str = ""  # under GLUE_DIR, where it is not the task's name
-    bounds: tuple[float, float] | None = None  # of a regression's predictions
-    aliases: tuple[str, ...] = ()  # other names that checkpoints give the labels, in their order
-
-    @property
-    def num_labels(self) -> int:
-        """Return the width of the classifier."""
-        return 1 if self.regression else len(self.labels or ())
-
-    @property
-    def directory(self) -> str:
-        """Return the name of the task's directory under GLUE_DIR."""
-        return self.folder or self.name
+__all__ = [
+    "CLASSIFICATION_METRICS",
+    "REGRESSION_METRICS",
+    "TASKS",
+    "Source",
+    "Task",
+    "add_task_arguments",
+    "resolve_task",
+]
 
 
 def _files(
@@ -104,8 +61,23 @@ _MNLI_TESTS = (
     Source("../diagnostic/diagnostic.tsv", ("index", *_PAIR), name="AX"),
 )
 _STSB = "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2"
+_QQP = "id|qid1|qid2|question1|question2|is_duplicate"
 _MRPC = "#1 ID|#2 ID|#1 String|#2 String"
 _ENTAILMENT = ("entailment", "not_entailment")
+
+_ZERO_ONE = {"labels": ("0", "1")}
+_ACC_F1 = {"metrics": ("acc", "f1", "acc_and_f1")}
+_CORRELATIONS = {"metrics": ("pearson", "spearmanr", "corr"), "best_metric": "corr"}
+# Labels as Hugging Face's copies of the data sets call them, and so many checkpoints.
+_EQUIVALENT = {"aliases": ("not_equivalent", "equivalent")}
+_DUPLICATE = {"aliases": ("not_duplicate", "duplicate")}
+_MNLI = {
+    "train": _MNLI_TRAIN,
+    "test": _MNLI_TESTS,
+    "labels": ("contradiction", "entailment", "neutral"),
+    "epochs": 10.0,
+    "augmentations": 10,
+}
 
 _ROWS = (
     Task(
@@ -113,7 +85,8 @@ _ROWS = (
         ("sentence",),
         "label",
         **_files("CoLA", "source|label|mark|sentence", "index|sentence", header=False),
-        labels=("0", "1"),
+        **_ZERO_ONE,
+        aliases=("unacceptable", "acceptable"),
         metrics=("mcc",),
         best_metric="mcc",
         epochs=50.0,
@@ -125,7 +98,8 @@ _ROWS = (
         ("sentence",),
         "label",
         **_files("SST-2", "sentence|label", "index|sentence"),
-        labels=("0", "1"),
+        **_ZERO_ONE,
+        aliases=("negative", "positive"),
         max_seq_length=64,
     ),
     Task(
@@ -133,8 +107,7 @@ _ROWS = (
         ("#1 String", "#2 String"),
         "Quality",
         **_files("MRPC", "Quality|" + _MRPC, "index|" + _MRPC),
-        labels=("0", "1"),
-        metrics=("acc", "f1", "acc_and_f1"),
+        **_ZERO_ONE | _ACC_F1 | _EQUIVALENT,
         augmentations=30,
     ),
     Task(
@@ -142,47 +115,27 @@ _ROWS = (
         _PAIR,
         "score",
         **_files("STS-B", _STSB + "|score", _STSB),
+        **_CORRELATIONS,
         regression=True,
-        metrics=("pearson", "spearmanr", "corr"),
-        best_metric="corr",
-        augmentations=30,
         bounds=(0.0, 5.0),
+        augmentations=30,
     ),
     Task(
         "QQP",
         ("question1", "question2"),
         "is_duplicate",
-        **_files(
-            "QQP",
-            "id|qid1|qid2|question1|question2|is_duplicate",
-            "id|question1|question2",
-        ),
-        labels=("0", "1"),
-        metrics=("acc", "f1", "acc_and_f1"),
+        **_files("QQP", _QQP, "id|question1|question2"),
+        **_ZERO_ONE | _ACC_F1 | _DUPLICATE,
         epochs=10.0,
         augmentations=10,
     ),
-    Task(
-        "MNLI",
-        _PAIR,
-        "gold_label",
-        train=_MNLI_TRAIN,
-        dev=(_MATCHED, _MISMATCHED),
-        test=_MNLI_TESTS,
-        labels=("contradiction", "entailment", "neutral"),
-        epochs=10.0,
-        augmentations=10,
-    ),
+    Task("MNLI", _PAIR, "gold_label", dev=(_MATCHED, _MISMATCHED), **_MNLI),
     Task(
         "MNLI-mm",
         _PAIR,
         "gold_label",
-        train=_MNLI_TRAIN,
         dev=(replace(_MISMATCHED, name=""),),
-        test=_MNLI_TESTS,
-        labels=("contradiction", "entailment", "neutral"),
-        epochs=10.0,
-        augmentations=10,
+        **_MNLI,
         folder="MNLI",
     ),
     Task(
@@ -206,7 +159,8 @@ _ROWS = (
         _PAIR,
         "label",
         **_files("WNLI", "index|sentence1|sentence2|label", "index|sentence1|sentence2"),
-        labels=("0", "1"),
+        **_ZERO_ONE,
+        aliases=("not_entailment", "entailment"),
         augmentations=30,
     ),
 )

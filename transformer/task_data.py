@@ -128,34 +128,38 @@ class TokenCache:
         source: Source,
         *,
         labelled: bool = True,
+        is_augmented: bool = False,
         originals: Path | None = None,
     ) -> PackedDataset:
         """Return the tokenised rows of a file, from the cache if they are there.
 
         Args:
             labelled: read labels; without them (a test set) short rows are filled, not left out.
-            originals: the file that `path` augments: rows that it lacks get the flag 1.
+            is_augmented: give each row a flag, 1 where it is augmented: `originals` lacks it.
 
         Raises:
             UserError: what `RowReader` and `LabelReader` raise, or no row at all.
         """
         reader = RowReader(path, task, source, need_label=labelled, keep_short=not labelled)
-        key = self._key(reader, task, originals)
+        known = None
+        if is_augmented:
+            known = _row_hashes(RowReader(originals, task, task.train)) if originals else set()
+        key = self._key(reader, task, known)
         store = self.directory / f"{_file_name(task.name)}-{path.stem}-{key}"
         self.directory.mkdir(parents=True, exist_ok=True)
         with file_lock(store.with_name(f".{store.name}.lock"), f"tokenising {path}"):
             if not (store / "meta.json").is_file():
-                self._write(store, reader, task, originals)
+                self._write(store, reader, task, known)
         dataset = PackedDataset.open(store)
         _report(path, dataset)
         return dataset
 
-    def _key(self, reader: RowReader, task: Task, originals: Path | None) -> str:
+    def _key(self, reader: RowReader, task: Task, known: set[int] | None) -> str:
         """Return a digest of everything that the store depends on."""
         facts = [
             CACHE_VERSION,
             _digest(reader.path),
-            originals and _digest(originals),
+            known is not None and sorted(known),
             hashlib.sha256(json.dumps(self.tokenizer.vocab).encode()).hexdigest(),
             self.tokenizer.do_lower_case,
             self.max_seq_length,
@@ -164,8 +168,7 @@ class TokenCache:
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
-    def _write(self, store: Path, reader: RowReader, task: Task, originals: Path | None) -> None:
-        known = None if originals is None else _row_hashes(RowReader(originals, task, task.train))
+    def _write(self, store: Path, reader: RowReader, task: Task, known: set[int] | None) -> None:
         labelled = reader.label_key is not None
         writer = PackedWriter(
             store, len(self.tokenizer.vocab), labels=labelled, flags=known is not None
@@ -189,8 +192,12 @@ class TokenCache:
             if writer.examples == 0:
                 short = f" ({reader.short_rows} lack a column)" if reader.short_rows else ""
                 raise UserError(f"{reader.path}: no rows to use{short}")
-            facts = {"short_rows": reader.short_rows, "truncated": truncated}
-            writer.meta |= facts | {"max_seq_length": self.max_seq_length}
+            writer.meta |= {
+                "content": store.name,
+                "max_seq_length": self.max_seq_length,
+                "short_rows": reader.short_rows,
+                "truncated": truncated,
+            }
             writer.close()
         except BaseException:
             writer.abort()

@@ -1,0 +1,363 @@
+"""Task distillation: fine-tune a teacher, distil it into a student, measure and deploy the result.
+
+    python task_distill.py --finetune --student_model BERT_DIR --data_dir GLUE_DIR/SST-2 \\
+        --task_name SST-2 --output_dir teacher                      a teacher, from gold labels
+    python task_distill.py --teacher_model teacher --student_model GENERAL_TINYBERT \\
+        --data_dir GLUE_DIR/SST-2 --task_name SST-2 --aug_train --output_dir intermediate
+    python task_distill.py --pred_distill --teacher_model teacher --student_model intermediate \\
+        --data_dir GLUE_DIR/SST-2 --task_name SST-2 --aug_train --output_dir tinybert
+    python task_distill.py --do_eval --do_predict --benchmark --teacher_model teacher \\
+        --student_model tinybert --data_dir GLUE_DIR/SST-2 --task_name SST-2 --output_dir results
+
+    torchrun --nproc_per_node=8 task_distill.py ...                 the same on eight GPUs
+
+The two stages are those of section 3.2 of arXiv 1909.10351: the intermediate one (the default)
+teaches the teacher's layers, --pred_distill its predictions. --do_eval, --do_predict, --benchmark
+and --export_onnx alone train nothing; with --finetune or --pred_distill they follow the training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transformer.checkpoint import save_checkpoint
+from transformer.data import BatchPlan
+from transformer.delivery import deliver
+from transformer.distillation import add_distillation_arguments
+from transformer.evaluation import (
+    evaluate,
+    is_better,
+    results_table,
+    worst_score,
+    write_dev_results,
+    write_results,
+)
+from transformer.file_utils import upload
+from transformer.glue import add_task_arguments
+from transformer.lessons import lesson_loss
+from transformer.reporting import (
+    MetricsLog,
+    Progress,
+    Speed,
+    closing_summary,
+    save_curves,
+    sum_by_kind,
+)
+from transformer.runtime import (
+    Runtime,
+    add_runtime_arguments,
+    close_runtime,
+    prepare_output_dir,
+    run_script,
+    save_args,
+    seed_step,
+    setup_runtime,
+)
+from transformer.seeds import keep_best_seed, seed_directory, summarise_seeds
+from transformer.task_job import Job, Run, plan_job
+from transformer.task_options import check_args, delivers, trains
+from transformer.training import (
+    LossMeter,
+    RunPlan,
+    RunState,
+    StopSignal,
+    add_training_arguments,
+    build_optimizer,
+    check_same_run,
+    compile_forward,
+    distribute,
+    fingerprint,
+    gradient_sync,
+    is_due,
+    mark_finished,
+    optimizer_step,
+    read_state,
+    report,
+    step_batches,
+    stop_if_not_finite,
+)
+
+logger = logging.getLogger("task_distill")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument_group("what to do").add_argument
+    add("--finetune", action="store_true", help="train --student_model on gold labels: a teacher")
+    add("--pred_distill", action="store_true", help="teach predictions instead of layers")
+    add("--do_eval", action="store_true", help="measure on the dev set: eval_results.txt and .json")
+    add("--do_predict", action="store_true", help="label the test set, in the leaderboard's format")
+    add("--benchmark", action="store_true", help="size, FLOPs and speed, beside --teacher_model's")
+    add("--export_onnx", type=Path, metavar="FILE", help="write the student as an ONNX graph")
+    add = parser.add_argument_group("data and models").add_argument
+    add("--data_dir", type=Path, required=True, help="directory with the task's files")
+    add("--student_model", required=True, help="directory, name or address of the model to train")
+    add("--teacher_model", help="the same of its fine-tuned teacher (made by --finetune)")
+    add("--output_dir", type=Path, required=True, help="gets the model and the results")
+    add("--cache_dir", type=Path, help="for tokenised data and downloads; default: DATA_DIR/.cache")
+    add("--max_seq_length", type=int, help="limit in tokens; default: the table's, 64 or 128")
+    add("--do_lower_case", action=argparse.BooleanOptionalAction, help="default: as stored")
+    add("--num_workers", type=int, help="processes that tokenise; default: one a processor")
+    add("--aug_train", action="store_true", help="train on train_aug.tsv (data_augmentation.py)")
+    add_task_arguments(parser)
+    add = parser.add_argument_group("prediction distillation").add_argument
+    add("--temperature", type=float, default=1.0, help="divides teacher's and student's logits")
+    add("--prediction_loss", choices=("ce", "kl", "mse"), default="ce", help="of the logits")
+    add("--original_soft_ce", action="store_true", help="also divide ce by the number of classes")
+    add("--hard_labels", action="store_true", help="learn gold labels instead of the teacher's")
+    add("--hard_label_weight", type=float, default=0.0, help="add gold labels with this weight")
+    add("--hard_labels_on_augmented", action="store_true", help="... on augmented rows as well")
+    add_distillation_arguments(parser)
+    layers = "copy teacher layers first: uniform, top, bottom or a list such as 2,4,6"
+    parser.add_argument("--init_from_teacher", metavar="LAYERS", help=layers)
+    add_training_arguments(parser, epochs=None, eval_step=None)
+    add_runtime_arguments(parser, seed=False)
+    seeds = "of order, dropout and new weights; with several, each is run and the best kept"
+    parser.add_argument("--seed", type=int, nargs="+", default=[42], help=seeds)
+    return parser
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def train(run: Run, plan: RunPlan, state: RunState) -> None:
+    """Run the optimizer steps that are left: the loop."""
+    args, runtime, total = run.args, run.runtime, plan.total_steps
+    student = distribute(state.student, runtime)
+    batches = step_batches(
+        plan,
+        runtime,
+        first_step=state.step + 1,
+        accumulation=args.gradient_accumulation_steps,
+        pad_token_id=run.job.tokenizer.pad_id,
+        pad_to=run.pad_to,
+    )
+    bar = Progress(total, description=run.stage, initial=state.step, enabled=runtime.is_main)
+    speed = Speed()
+    with bar as progress, StopSignal(runtime) as stop:
+        for step_batch in batches:
+            step = step_batch.step
+            seed_step(args.seed, step, runtime.rank)
+            for number, batch in enumerate(step_batch.batches, start=1):
+                with gradient_sync(student, number == len(step_batch.batches)):
+                    loss, terms = run.lesson(
+                        student, batch.to(runtime.device), step_batch.counts, runtime
+                    )
+                    state.scaler.scale(loss * step_batch.weight).backward()
+                weighted = {name: term * step_batch.weight for name, term in terms.items()}
+                state.meter.add({"loss": loss * step_batch.weight, **weighted})
+            optimizer_step(state.optimizer, state.scaler, step)
+            state.meter.end_step(step)
+            state.step = step
+            speed.add(step_batch.sequences, step_batch.tokens)
+            progress.update()
+            signum = stop.agreed()
+            reporting = is_due(step, args.log_steps, total)
+            evaluating = is_due(step, args.eval_step, total)
+            saving = signum or is_due(step, args.save_steps, total)
+            if reporting or evaluating or saving:
+                stop_if_not_finite(state.meter, runtime, args.output_dir, plan.describe)
+            if reporting:
+                report(state, runtime, progress, speed, plan.epochs_done(step))
+            if evaluating:
+                look(run, state, total)
+            if saving:
+                state.save(args.output_dir, runtime)
+            if evaluating or saving:
+                speed.reset()
+            if signum:
+                raise SystemExit(128 + signum)
+
+
+def look(run: Run, state: RunState, total_steps: int) -> None:
+    """Measure the student on the dev sets; keep it if it is the best so far, or the last."""
+    args, job = run.args, run.job
+    results = measure(run, state.student)
+    state.metrics.write(step=state.step, **{f"eval_{_bare(k)}": v for k, v in results.items()})
+    shown = "  ".join(f"{key} {value:.4f}" for key, value in sum_by_kind(results).items())
+    logger.info("%s step %d of %d: dev %s", run.stage, state.step, total_steps, shown)
+    is_last = state.step == total_steps
+    if run.keeps_best:
+        best = worst_score(job.task.best_metric) if state.best_score is None else state.best_score
+        keep = is_better(results[job.task.best_metric], best, job.task.best_metric)
+        # Where no score was ever a number, the last model is the result.
+        keep = keep or (is_last and state.best_score is None)
+    else:
+        keep = True
+    if keep:
+        state.best_step = state.step
+        state.best_score = results[job.task.best_metric] if run.keeps_best else None
+        state.facts["results"] = results
+    if run.runtime.is_main and (keep or is_last):
+        target = args.output_dir if keep else args.output_dir / "last"
+        publish(run, state, target, results if keep else None)
+
+
+def measure(run: Run, student: torch.nn.Module) -> dict[str, float]:
+    """Return the task's metrics, or in the intermediate stage the distillation loss."""
+    args, job = run.args, run.job
+    if run.keeps_best:
+        return evaluate(student, job.task, job.dev_sets, args.eval_batch_size, run.runtime)
+    return lesson_loss(
+        run.lesson,
+        student,
+        job.dev_sets[0].dataset,
+        args.eval_batch_size,
+        run.runtime,
+        pad_to=run.pad_to,
+    )
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("eval_")
+
+
+def publish(run: Run, state: RunState, directory: Path, results: dict[str, float] | None) -> None:
+    """Write the student as a checkpoint directory, with its results, and copy it to --data_url."""
+    args, job = run.args, run.job
+    save_checkpoint(state.student, job.tokenizer, directory, safetensors=args.save_safetensors)
+    if results is not None:
+        facts = {**job.facts, "seed": args.seed, "global_step": state.step}
+        write_dev_results(args.output_dir, job.dev_sets, results, facts)
+    if args.data_url:
+        upload(args.output_dir, args.data_url)
+
+
+def run_seed(run: Run) -> dict[str, float]:
+    """Train one student; return the results of the model that is kept."""
+    args, runtime = run.args, run.runtime
+    batch_size = args.train_batch_size * runtime.world_size
+    order = BatchPlan(run.job.train_set, batch_size, args.seed)
+    plan = RunPlan([order], args.num_train_epochs)
+    saved = read_state(args.output_dir, runtime) if args.resume else None
+    identity = fingerprint(run.lasting_args(), runtime, data=plan.content_key())
+    if saved:
+        check_same_run(saved["fingerprint"], identity)
+    if saved and saved["finished"]:
+        logger.info("the run in %s is finished: nothing to do", args.output_dir)
+        return run.stored_results()
+    if runtime.is_main:
+        save_args(args, args.output_dir)
+        if saved is None:  # what a former run left would pass for this one's
+            shutil.rmtree(args.output_dir / "last", ignore_errors=True)
+    student = run.load_student()
+    if args.compile:
+        compile_forward(student)
+    state = begin_state(run, student, plan, saved, identity)
+    train(run, plan, state)
+    finish(run, state)
+    return state.facts["results"]
+
+
+def begin_state(
+    run: Run,
+    student: torch.nn.Module,
+    plan: RunPlan,
+    saved: dict[str, Any] | None,
+    identity: dict[str, str],
+) -> RunState:
+    """Set up optimizer, meter and metrics, and go on from what was saved."""
+    args, runtime = run.args, run.runtime
+    optimizer, scaler = build_optimizer(student, args, plan.total_steps, runtime)
+    metrics = MetricsLog(
+        args.output_dir / "metrics.jsonl" if runtime.is_main else None,
+        offset=saved["metrics_offset"] if saved else 0,
+        tensorboard_dir=args.output_dir / "tensorboard" if args.tensorboard else None,
+    )
+    state = RunState(student, optimizer, scaler, LossMeter(runtime.device), metrics, identity)
+    if saved:
+        state.restore(saved, runtime)
+        logger.info("going on from step %d of %d", state.step, plan.total_steps)
+    return state
+
+
+def finish(run: Run, state: RunState) -> None:
+    """Draw the curves, say what is where, and note that the run is done."""
+    directory = run.args.output_dir
+    state.metrics.close()
+    if not run.runtime.is_main:
+        return
+    save_curves(directory / "metrics.jsonl", directory / "training_curves.png")
+    mark_finished(directory, state)
+    rows = {"student": sum_by_kind(state.facts["results"])}
+    if run.keeps_best and run.job.teacher_results:
+        rows["teacher"] = run.job.teacher_results
+    print(results_table(f"{run.job.task.name}, dev", rows), flush=True)
+    which = "the best" if run.keeps_best else "the last: layers have no dev score to choose by"
+    closing_summary(
+        f"{run.stage} of {run.job.task.name} is done",
+        [
+            (directory / "pytorch_model.bin", f"the student of step {state.best_step}, {which}"),
+            (directory / "last", "the student of the last step"),
+            (directory / "eval_results.json", "its results on the dev set"),
+            (directory / "metrics.jsonl", "all reports"),
+            (directory / "training_curves.png", "the same as curves"),
+            (directory / "args.json", "what it was started with"),
+        ],
+        [f"{state.step} steps"],
+    )
+
+
+def run_seeds(job: Job) -> None:
+    """Train with every seed; with several, report mean and deviation and keep the best."""
+    args, seeds = job.args, job.args.seed
+    if len(seeds) == 1:
+        run_seed(Run(job, argparse.Namespace(**{**vars(args), "seed": seeds[0]})))
+        return
+    if job.runtime.is_main:
+        save_args(args, args.output_dir)
+    results = {}
+    for seed in seeds:
+        logger.info("seed %d", seed)
+        changes = {"seed": seed, "output_dir": seed_directory(args.output_dir, seed)}
+        own_args = argparse.Namespace(**{**vars(args), **changes})
+        prepare_directory(own_args, job.runtime)
+        results[seed] = run_seed(Run(job, own_args))
+    if job.runtime.is_main:
+        metric = job.task.best_metric if job.keeps_best else "eval_loss"
+        summary = summarise_seeds(results, metric)
+        keep_best_seed(args.output_dir, summary["best_seed"])
+        write_results(args.output_dir, {**job.facts, **summary})
+        rows = {f"seed {seed}": found for seed, found in results.items()}
+        for kind in ("mean", "std"):
+            rows[kind] = {key: summary[f"{key}_{kind}"] for key in results[seeds[0]]}
+        print(results_table(f"{job.task.name}, dev", rows), flush=True)
+        logger.info("seed %d is the best and kept in %s", summary["best_seed"], args.output_dir)
+
+
+def prepare_directory(args: argparse.Namespace, runtime: Runtime) -> None:
+    """Make the output directory of a training, or refuse it."""
+    prepare_output_dir(
+        args.output_dir,
+        resume=args.resume,
+        overwrite=args.overwrite_output_dir,
+        is_main=runtime.is_main,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what the command line says."""
+    args = build_parser().parse_args(argv)
+    task = check_args(args)
+    runtime = setup_runtime(args)
+    if trains(args):
+        prepare_directory(args, runtime)
+        run_seeds(plan_job(args, task, runtime))
+    if delivers(args):
+        deliver(args, task, runtime)
+    close_runtime(runtime)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
