@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transformer.modeling import MASKED_SCORE
+from transformer.attention import MASKED_SCORE
 
 Denominator = int | float | Tensor
 QueryKeyValue = tuple[Tensor, Tensor, Tensor]

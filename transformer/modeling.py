@@ -13,7 +13,6 @@ Dimensions, used in every shape below:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transformer.attention import MASKED_SCORE, Dropout, attention, attention_with_scores
 from transformer.configuration import ACTIVATIONS, BertConfig
 from transformer.file_utils import UserError
 
 Model = TypeVar("Model", bound="BertPreTrainedModel")
-
-
-# Added to the scores of padded keys. Finite, so that a row of padding alone gives no NaN; within
-# the range of fp16; and far enough down that exp() of it is exactly zero in fp32.
-MASKED_SCORE = -3e4
 
 
 class BertOutput(NamedTuple):
@@ -83,7 +78,7 @@ class BertEmbeddings(nn.Module):
         self.position_embeddings = _embedding(config, config.max_position_embeddings)
         self.token_type_embeddings = _embedding(config, config.type_vocab_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:  # (B, T, D)
         length, limit = input_ids.shape[1], self.position_embeddings.num_embeddings
@@ -117,30 +112,12 @@ class BertSelfAttention(nn.Module):
         """Return the context (B, T, D), the raw scores if wanted, and (query, key, value)."""
         qkv = self.query(hidden), self.key(hidden), self.value(hidden)
         heads = [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in qkv]  # (B, H, T, K)
-        dropout = self.dropout_prob if self.training else 0.0
+        dropout_prob = self.dropout_prob if self.training else 0.0
         if want_scores:
-            context, scores = attention_with_scores(*heads, mask, dropout)
+            context, scores = attention_with_scores(*heads, mask, dropout_prob)
         else:
-            mask = None if mask is None else mask.to(heads[0].dtype)
-            context = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
-            scores = None
+            context, scores = attention(*heads, mask, dropout_prob), None
         return context.transpose(1, 2).flatten(2), scores, qkv
-
-
-def attention_with_scores(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
-) -> tuple[Tensor, Tensor]:
-    """Return the context (B, H, T, K) and the raw scores (B, H, T, T), fp32 at any precision.
-
-    Half-precision queries and keys are multiplied as fp32, where products of their values are
-    exact; half-precision scores would carry rounding errors as large as what the loss compares.
-    """
-    with torch.autocast(query.device.type, enabled=False):
-        scale = 1 / math.sqrt(query.shape[-1])
-        scores = (query.float() * scale) @ key.float().transpose(-1, -2)
-        probs = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-        probs = F.dropout(probs, dropout, training=dropout > 0)
-        return probs.to(value.dtype) @ value, scores
 
 
 class BertResidual(nn.Module):
@@ -150,7 +127,7 @@ class BertResidual(nn.Module):
         super().__init__()
         self.dense = _linear(config, width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
@@ -426,7 +403,7 @@ class TinyBertForSequenceClassification(TinyBertForPreTraining):
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = _linear(config, config.hidden_size, config.num_labels)
 
     def forward(
