@@ -88,19 +88,19 @@ def test_speeds_follow_from_the_times_of_batches(student, monkeypatch):
         return 9.0 if len(seen) == 1 else batch[0].shape[1] / 1000
 
     monkeypatch.setattr(costs, "_timed", timed)
-    lengths = [10] * 50 + [20] * 50
+    lengths = [10] * 96 + [20] * 4
     figures = measure(student, lengths, name="student", effort=QUICK)
     one, many = figures.at_real_lengths.speeds
     assert (one.batch_size, many.batch_size) == (1, 32)
-    assert one.sentences_per_second == pytest.approx(64 / (32 * 0.010 + 32 * 0.020))
-    assert (one.p50_ms, one.p99_ms) == (pytest.approx(15), pytest.approx(20))
+    assert one.sentences_per_second == pytest.approx(64 / (61 * 0.010 + 3 * 0.020))
+    assert (one.p50_ms, one.p99_ms) == (pytest.approx(10), pytest.approx(20))
     assert many.sentences_per_second == pytest.approx(64 / (0.010 + 0.020))
     # The tiny model has 64 positions, fewer than the 128 tokens that are the rule.
     fixed = figures.at_fixed_length
     assert fixed.mean_length == 64
     assert fixed.speeds[0].sentences_per_second == pytest.approx(1 / 0.064)
-    assert figures.at_real_lengths.mean_length == 15
-    expected = (sentence_flops(student.config, 10) + sentence_flops(student.config, 20)) / 2
+    assert figures.at_real_lengths.mean_length == pytest.approx(10.4)
+    expected = 0.96 * sentence_flops(student.config, 10) + 0.04 * sentence_flops(student.config, 20)
     assert figures.at_real_lengths.flops == pytest.approx(expected)
     assert {shape[0] for shape in seen} == {1, 32}
 

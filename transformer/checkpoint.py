@@ -8,6 +8,7 @@ Show what a directory holds, or rewrite any readable one as ours:
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections import Counter
@@ -252,11 +253,7 @@ def write_checkpoint(
     # subtle: readers prefer safetensors. Written bin first, a kill before the old safetensors file
     # is replaced or removed leaves the old weights whole.
     for name in sorted(formats, key=(BIN, SAFETENSORS).index):
-        with atomic_write(output_dir / name, "wb", encoding=None) as file:
-            if name == SAFETENSORS:
-                file.write(safetensors_bytes(tensors, metadata={"format": "pt"}))
-            else:
-                torch.save(tensors, file)
+        _write_tensors(output_dir / name, tensors)
     # An index goes before its shards, lest it point at nothing.
     for path in sorted(stale, key=lambda path: not path.name.endswith(INDEX_SUFFIX)):
         path.unlink(missing_ok=True)
@@ -264,6 +261,21 @@ def write_checkpoint(
         file.write(text)
     if config.classifier_relu and "classifier.weight" in weights:
         _tell_about_relu(output_dir)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    if path.name == SAFETENSORS:
+        content = safetensors_bytes(tensors, metadata={"format": "pt"})
+    else:
+        # subtle: into memory first. On a full disk torch.save hides the OSError behind another.
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        content = buffer.getbuffer()
+    try:
+        with atomic_write(path, "wb", encoding=None) as file:
+            file.write(content)
+    except OSError as error:  # a failed write does not know its file
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _weight_files_in(directory: Path) -> set[Path]:

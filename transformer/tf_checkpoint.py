@@ -67,14 +67,14 @@ def read_tf_weights(prefix: Path, reader: Any = None) -> dict[str, Tensor]:
 
 def _open_reader(prefix: Path) -> Any:
     try:
-        from tensorflow.train import load_checkpoint
+        import tensorflow
     except ImportError:
         raise UserError(
             f"{prefix} is a TensorFlow checkpoint; reading it needs the package tensorflow "
             "(pip install tensorflow)"
         ) from None
     try:
-        return load_checkpoint(str(prefix))
+        return tensorflow.train.load_checkpoint(str(prefix))
     except Exception as error:  # tensorflow's errors share no base but Exception
         reason = str(error).splitlines()[0]
         raise UserError(f"{prefix}: tensorflow cannot read it ({reason})") from None
