@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -86,11 +87,15 @@ class BertConfig:
         for key, limit in (
             ("hidden_dropout_prob", 1),
             ("attention_probs_dropout_prob", 1),
+            ("initializer_range", math.inf),
+            ("layer_norm_eps", math.inf),
             ("pad_token_id", self.vocab_size),
+            ("fit_size", math.inf),
         ):
-            if not 0 <= getattr(self, key) < limit:
+            value = getattr(self, key)
+            if not isinstance(value, int | float) or not 0 <= value < limit:
                 raise UserError(
-                    f"config: {key} {getattr(self, key)} must be at least 0 and below {limit}"
+                    f"config: {key} {value!r} must be a number of at least 0 and below {limit}"
                 )
         if self.id2label is not None:
             self.id2label = {int(label_id): name for label_id, name in self.id2label.items()}
