@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
+import logging
 import os
+import re
+import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
+
+logger = logging.getLogger(__name__)
+
+
+STALE_SECONDS = 24 * 3600  # a file that nobody has written to for so long was left behind
 
 
 class UserError(ValueError):
@@ -38,6 +50,15 @@ def sync_directory(directory: str | Path) -> None:
         os.close(descriptor)
 
 
+def _remove_leftovers(target: Path) -> None:
+    """Remove what a killed process left beside `target`, long ago."""
+    old = time.time() - STALE_SECONDS
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with suppress(FileNotFoundError):
+            if leftover.stat().st_mtime < old:
+                leftover.unlink()
+
+
 @contextmanager
 def atomic_write(
     path: str | Path, mode: str = "w", encoding: str | None = "utf-8"
@@ -55,6 +76,7 @@ def atomic_write(
         raise ValueError(f"atomic_write mode {mode!r}: only 'w' and 'wb' replace a whole file")
     # A link stays a link: what it points at is replaced.
     target = Path(os.path.realpath(path))
+    _remove_leftovers(target)
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     text_options = {} if "b" in mode else {"encoding": encoding, "newline": "\n"}
     try:
@@ -78,12 +100,127 @@ def cached_path(
     *,
     files: Iterable[str] | None = None,
 ) -> Path:
-    """Return the local path of `name_or_path`.
+    """Return where the files of `name_or_path` are on this machine, after fetching them if needed.
+
+    A local file or directory; an http(s):// address of a file; s3://bucket/prefix; a name on the
+    Hugging Face hub ($HF_ENDPOINT, $HF_HOME, $HF_TOKEN and $HF_HUB_OFFLINE are honoured). A .zip
+    or .tar.gz is unpacked.
+
+    Args:
+        cache_dir: where to keep what is fetched; None or empty: below $HF_HOME.
+        files: names of which at least one is needed. None: a whole checkpoint.
 
     Raises:
-        UserError: no such file or directory.
+        UserError: which address failed and why; or there is no such file.
     """
-    path = Path(name_or_path)
-    if not path.exists():
-        raise UserError(f"{name_or_path}: no such file or directory")
+    # Nothing below is loaded, nor `requests` or `boto3`, unless the path needs it.
+    from . import archives
+
+    # subtle: Path("https://host/x") is "https:/host/x".
+    text = re.sub(r"^(https?|s3):/(?=[^/])", r"\1://", os.fspath(name_or_path))
+    keep = Path(cache_dir).expanduser() if cache_dir else None
+    if re.match(r"[a-z0-9]+://", text):
+        path = _fetch_address(text, keep, files)
+    else:
+        path = Path(text).expanduser()
+        if not path.exists():
+            return _fetch_name(text, keep, files)
+    if path.is_file() and archives.is_archive(path):
+        return archives.unpack(path, _unpacked_home(path, keep))
     return path
+
+
+def _cache_home(cache_dir: Path | None) -> Path:
+    from . import hub
+
+    return cache_dir or hub.home() / "tinybert"
+
+
+def _unpacked_home(archive: Path, cache_dir: Path | None) -> Path:
+    """Return where this version of `archive` is unpacked."""
+    status = archive.stat()
+    version = f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}"
+    identity = hashlib.sha256(version.encode()).hexdigest()[:16]
+    return _cache_home(cache_dir) / "unpacked" / identity
+
+
+def _fetch_name(name: str, cache_dir: Path | None, files: Iterable[str] | None) -> Path:
+    """Fetch a hub name; a path that cannot be one does not exist."""
+    from . import hub
+
+    if not hub.looks_like_name(name):
+        raise UserError(f"{name}: no such file or directory")
+    try:
+        return hub.fetch_checkpoint(name, cache_dir, files)
+    except UserError as error:
+        raise UserError(f"{name}: no such file or directory here; {error}") from None
+
+
+def _fetch_address(url: str, cache_dir: Path | None, files: Iterable[str] | None) -> Path:
+    """Fetch an http(s):// or s3:// address."""
+    from . import download, hub
+
+    home = _cache_home(cache_dir)
+    if url.startswith("s3://"):
+        from . import s3
+
+        return s3.fetch_prefix(url, home / "s3", files, offline=hub.is_offline())
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{url}: unknown kind of address; http://, https:// and s3:// are read")
+    parts = urlsplit(url)
+    identity = hashlib.sha256(url.encode()).hexdigest()[:16]
+    target = home / "http" / identity / (Path(parts.path).name or parts.netloc)
+    return download.fetch(lambda: download.http_source(url), target, offline=hub.is_offline())
+
+
+def upload(local: str | Path, data_url: str) -> bool:
+    """Copy a file, or all files in a directory, to "s3://bucket/prefix" or to a directory.
+
+    `config.json` goes last, so that a copy that has it is whole. What fails is a warning: the
+    files stay where they are, and the caller tries again at the next save.
+
+    Returns:
+        Whether everything arrived.
+
+    Raises:
+        UserError: an address of another kind.
+    """
+    if "://" in data_url and not data_url.startswith("s3://"):
+        raise UserError(f"--data_url {data_url}: give s3://BUCKET/PREFIX or a directory")
+    source = Path(local)
+    try:
+        for file in _files_to_upload(source):
+            name = file.name if source.is_file() else file.relative_to(source).as_posix()
+            _put(file, data_url, name)
+    # A package may be missing, a disk full, a bucket closed: the training goes on all the same.
+    except (UserError, OSError) as error:
+        logger.warning("not uploaded to %s, will be tried again: %s", data_url, error)
+        return False
+    return True
+
+
+def _files_to_upload(source: Path) -> list[Path]:
+    """Return the files below `source` without hidden ones, `config.json` last."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise UserError(f"{source}: no such file or directory")
+    files = [
+        path
+        for path in sorted(source.rglob("*"))
+        if path.is_file() and not any(part[0] == "." for part in path.relative_to(source).parts)
+    ]
+    return sorted(files, key=lambda path: path.name == "config.json")
+
+
+def _put(file: Path, data_url: str, name: str) -> None:
+    """Copy `file` to `name` below `data_url`."""
+    if data_url.startswith("s3://"):
+        from . import s3
+
+        s3.put(file, f"{data_url.rstrip('/')}/{name}")
+        return
+    target = Path(data_url).expanduser() / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "rb") as source, atomic_write(target, "wb") as copy:
+        shutil.copyfileobj(source, copy)
