@@ -28,7 +28,7 @@ from transformer.modeling import (
     TinyBertForPreTraining,
     TinyBertForSequenceClassification,
 )
-from transformer.tf_checkpoint import read_tf_weights
+from transformer.tf_checkpoint import read_tf_shapes, read_tf_weights
 from transformer.tokenization import BertTokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -519,7 +519,7 @@ def test_a_vocabulary_of_another_size_is_refused(lines, task_dir):
         ({"is_decoder": True}, "is_decoder true is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": "wide"}, "config.json: hidden_size 'wide'"),
-        ({"hidden_dropout_prob": "much"}, "config.json: a value has the wrong type"),
+        ({"hidden_dropout_prob": "much"}, "config.json: hidden_dropout_prob .much."),
         ({"id2label": ["a", "b"]}, "config.json: a value has the wrong type"),
         ({"num_attention_heads": 5}, "config.json: hidden_size 32 is not a multiple of .* 5"),
     ],
@@ -761,11 +761,22 @@ def test_a_tensorflow_checkpoint_is_read(tiny_config, tmp_path, monkeypatch):
 
 def test_a_tensorflow_classifier_has_no_scope():
     variables = {"output_weights": np.ones((3, 4)), "output_bias": np.zeros(3)}
-    weights = read_tf_weights(Path("model.ckpt-9"), FakeReader(variables))
-    assert {name: tuple(value.shape) for name, value in weights.items()} == {
+    reader = FakeReader({**variables, "dense/kernel": np.ones((5, 6))})
+    weights = read_tf_weights(Path("model.ckpt-9"), reader)
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    assert shapes == {
         "classifier.weight": (3, 4),
         "classifier.bias": (3,),
+        "dense.weight": (6, 5),
     }
+    assert read_tf_shapes(Path("model.ckpt-9"), reader) == shapes
+
+
+def test_a_damaged_tensorflow_checkpoint_is_told(monkeypatch):
+    reader = FakeReader({"global_step": np.array(1), "output_bias": np.zeros(3)})
+    monkeypatch.setattr(reader, "get_tensor", lambda name: {}["Read less bytes than requested"])
+    with pytest.raises(UserError, match=r"model.ckpt is cut short or damaged \(.*Read less bytes"):
+        read_tf_weights(Path("model.ckpt"), reader)
 
 
 def test_tensorflow_is_named_where_it_is_missing(tiny_config, tmp_path, monkeypatch):

@@ -53,16 +53,32 @@ def read_tf_weights(prefix: Path, reader: Any = None) -> dict[str, Tensor]:
     Raises:
         UserError: tensorflow is not installed, or cannot read the files.
     """
-    if reader is None:
-        reader = _open_reader(prefix)
+    reader = reader or _open_reader(prefix)
     weights = {}
-    for name in sorted(reader.get_variable_to_shape_map()):
-        if SKIPPED.search(name):
-            continue
-        tensor = torch.as_tensor(reader.get_tensor(name))
+    for name in _variables(reader):
+        try:
+            tensor = torch.as_tensor(reader.get_tensor(name))
+        except Exception as error:  # tensorflow's errors share no other base
+            raise _unreadable(prefix, error) from None
         # subtle: TensorFlow keeps the matrix of a dense layer as (in, out), PyTorch as (out, in).
         weights[torch_name(name)] = tensor.t().contiguous() if name.endswith("/kernel") else tensor
     return weights
+
+
+def read_tf_shapes(prefix: Path, reader: Any = None) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what `read_tf_weights` reads."""
+    reader = reader or _open_reader(prefix)
+    shapes = reader.get_variable_to_shape_map()
+    return {
+        torch_name(name): tuple(
+            reversed(shapes[name]) if name.endswith("/kernel") else shapes[name]
+        )
+        for name in _variables(reader)
+    }
+
+
+def _variables(reader: Any) -> list[str]:
+    return sorted(name for name in reader.get_variable_to_shape_map() if not SKIPPED.search(name))
 
 
 def _open_reader(prefix: Path) -> Any:
@@ -75,6 +91,10 @@ def _open_reader(prefix: Path) -> Any:
         ) from None
     try:
         return tensorflow.train.load_checkpoint(str(prefix))
-    except Exception as error:  # tensorflow's errors share no base but Exception
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{prefix}: tensorflow cannot read it ({reason})") from None
+    except Exception as error:  # tensorflow's errors share no other base
+        raise _unreadable(prefix, error) from None
+
+
+def _unreadable(prefix: Path, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"{prefix} is cut short or damaged ({reason}); copy it again")

@@ -57,10 +57,6 @@ class WeightFiles:
     name: str  # the file, or the index of the shards, as messages name it
     files: tuple[Path, ...]
 
-    @property
-    def is_tensorflow(self) -> bool:
-        return self.name.endswith(".index")
-
 
 def group_of(name: str) -> str:
     """Return the key of `GROUPS` that the published name `name` belongs to, or "other"."""
@@ -127,7 +123,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
         )
     weights: dict[str, Tensor] = {}
     for file in found.files:
-        for name, tensor in _renamed(file, _read_file(file)):
+        for name, tensor in _renamed(_read_file(file)):
             value = _checked(file, name, tensor)
             if name in weights and not torch.equal(weights[name], value):
                 raise UserError(f"{file}: two different tensors for {name}")
@@ -141,16 +137,11 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 def read_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the weights in `directory`; empty if it has none. Reads headers only."""
     found = find_weights(directory)
-    if found is None or found.is_tensorflow:
-        return {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in found.files:
-        values = _read_header(file) if _is_safetensors(file) else _read_bin(file, in_memory=False)
-        shapes.update((name, tuple(value.shape)) for name, value in _renamed(file, values))
-    return shapes
+    files = () if found is None else found.files
+    return {name: shape for file in files for name, shape in _renamed(_read_shapes(file))}
 
 
-def _renamed(file: Path, values: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+def _renamed(values: dict[str, Any]) -> Iterable[tuple[str, Any]]:
     """Yield the weights in `values` with their published names."""
     for name, value in values.items():
         if not IGNORED.search(name):
@@ -167,33 +158,29 @@ def _checked(file: Path, name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _is_safetensors(file: Path) -> bool:
-    return file.suffix == ".safetensors"
-
-
 def _read_file(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".index":
         from transformer.tf_checkpoint import read_tf_weights  # only few have tensorflow
 
         return read_tf_weights(file.with_suffix(""))
     _check_readable(file)
-    if not _is_safetensors(file):
+    if file.suffix != ".safetensors":
         return _read_bin(file, in_memory=True)
     with _open_safetensors(file) as tensors:
         return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
 
 
-def _read_header(file: Path) -> dict[str, Any]:
+def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    if file.suffix == ".index":
+        from transformer.tf_checkpoint import read_tf_shapes  # only few have tensorflow
+
+        return read_tf_shapes(file.with_suffix(""))
     _check_readable(file)
+    if file.suffix != ".safetensors":
+        return {name: tuple(t.shape) for name, t in _read_bin(file, in_memory=False).items()}
     with _open_safetensors(file) as tensors:
-        return {name: _Header(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-
-
-@dataclass
-class _Header:
-    """Stand for a tensor of which only the shape was read."""
-
-    shape: list[int]
+        names = tensors.keys()
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
 
 
 def _open_safetensors(file: Path) -> Any:
@@ -204,7 +191,6 @@ def _open_safetensors(file: Path) -> Any:
 
 
 def _read_bin(file: Path, *, in_memory: bool) -> dict[str, Tensor]:
-    _check_readable(file)
     # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
     mmap = not in_memory and zipfile.is_zipfile(file)
     try:
