@@ -101,7 +101,8 @@ def _run(crew: list[_Worker], tasks: Iterable[Any], window: int) -> Iterator[Any
                 _send(worker, number, task)
                 busy[worker.connection] = worker
                 begun += 1
-        for connection in wait(list(busy)):
+        # subtle: waiting for nothing, when the last task was already answered, would never end.
+        for connection in wait(list(busy)) if busy else ():
             worker = busy.pop(connection)
             finished[worker.task] = _receive(worker)
             idle.append(worker)
