@@ -144,9 +144,8 @@ def test_parsed_once_until_the_file_changes(
     assert read(LINES + "fish 1 2 3\n").words == [*first.words, "fish"]
 
 
-def _read_unchanged(tmp_path) -> WordVectors:
-    path = read.__closure__[0].cell_contents / "vectors.txt"
-    return load_word_vectors(path, 0, path.parent / "cache")
+def _read_unchanged(directory: Path) -> WordVectors:
+    return load_word_vectors(directory / "vectors.txt", 0, directory / "cache")
 
 
 def test_a_torn_cache_is_read_again(read, tmp_path: Path) -> None:
