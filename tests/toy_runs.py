@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # noqa: F401 - BertAdam's base class imports it: seconds, in every process
+
 import general_distill
 from transformer.reporting import TIMING_FIELDS
 from transformer.runtime import run_script
@@ -101,6 +103,7 @@ class ForkedRun:
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(port),
                 }
+            general_distill.save_curves = lambda *paths: False  # a second, and nothing to resume
             if prepare is not None:
                 prepare()
             code = run_script(lambda: general_distill.main(list(argv)))
