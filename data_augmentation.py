@@ -1,0 +1,304 @@
+"""Augment the training set of a task by Algorithm 1 of the TinyBERT paper.
+
+    python data_augmentation.py --pretrained_bert_model BERT_DIR --glove_embs glove.6B.300d.txt \
+        --glue_dir GLUE_DIR --task_name SST-2
+    torchrun --nproc_per_node=N data_augmentation.py ...    the same file, sooner
+
+Writes GLUE_DIR/TASK/train_aug.tsv: every row, followed by up to N variants of each of its texts.
+BERT_DIR is a pre-trained BERT with its masked-LM head, not a fine-tuned one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transformer.augmentation import AugmentationConfig, Augmenter
+from transformer.augmented_rows import (
+    augment_block,
+    merge_notes,
+    read_blocks,
+    side_by_side,
+    summarise,
+    survey_rows,
+)
+from transformer.checkpoint import load_model
+from transformer.file_utils import UserError, cached_path
+from transformer.glove import load_word_vectors, nearest_words
+from transformer.glue import Task, add_task_arguments, resolve_task
+from transformer.masked_lm import MaskedLM
+from transformer.modeling import BertForMaskedLM
+from transformer.parts import Parts, beside, digest
+from transformer.reporting import Progress
+from transformer.rows import RowReader, require_file
+from transformer.runtime import (
+    Runtime,
+    add_runtime_arguments,
+    close_runtime,
+    file_lock,
+    restarted,
+    run_script,
+    setup_runtime,
+)
+from transformer.tokenization import BertTokenizer
+from transformer.words import STOP_WORDS
+
+logger = logging.getLogger("data_augmentation")
+
+MIN_LENGTH = 8  # of the masked LM's input: room for a window in either context
+# Flags that do not change the output: a run may be resumed with others.
+INCIDENTAL = ("output", "resume", "overwrite_output", "cache_dir", "local_rank", "no_cuda")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    files = parser.add_argument_group("files")
+    add = files.add_argument
+    add("--pretrained_bert_model", help="directory, hub name or address of a BERT with MLM head")
+    add("--glove_embs", type=Path, help="GloVe or word2vec text, also .gz and ARCHIVE.zip[/FILE]")
+    add("--glue_dir", type=Path, required=True, help="holds one directory for each task")
+    add("--output", type=Path, help="default: train_aug beside the training file")
+    add("--resume", action="store_true", help="go on with a run that was killed")
+    add(
+        *("--overwrite_output", "--overwrite_output_dir"),
+        action="store_true",
+        help="replace the output, and an unfinished one",
+    )
+    add("--cache_dir", default="", help="for downloads and parsed word vectors")
+    add_task_arguments(parser)
+    method = parser.add_argument_group("method")
+    add = method.add_argument
+    add("--N", type=int, help="variants of each text (default: the task's)")
+    add("--M", type=int, default=15, help="candidates for each word (default 15)")
+    add("--p", type=float, default=0.4, help="probability to replace a word (default 0.4)")
+    add(
+        "--mlm_context",
+        choices=("masked", "original"),
+        default="masked",
+        help="masked (default): the paper's; original: shown the unmasked text too, as the first "
+        "TinyBERT code did",
+    )
+    add("--glove_only", action="store_true", help="word vectors for all words; no masked LM")
+    add("--mlm_only", action="store_true", help="words of several pieces stay; no word vectors")
+    add("--glove_words", type=int, default=100_000, help="first lines to read (0: all)")
+    add("--stop_words", type=Path, help="words to leave alone, one a line (default: built in)")
+    add(
+        "--original_spacing", action="store_true", help="variants as tokens and blanks, lower-cased"
+    )
+    add(
+        "--do_lower_case",
+        action=argparse.BooleanOptionalAction,
+        help="default: as the model's vocabulary is",
+    )
+    add("--max_seq_length", type=int, help="pieces round a masked word (default 128)")
+    add("--batch_size", type=int, default=128, help="masked copies in one forward (default 128)")
+    add_runtime_arguments(parser)
+    return parser
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Find the mistakes that need no file.
+
+    Raises:
+        UserError: a number out of its range, a flag missing or one too many.
+    """
+    for name, least in (("N", 1), ("M", 1), ("batch_size", 1), ("glove_words", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: give at least {least}")
+    if args.max_seq_length is not None and args.max_seq_length < MIN_LENGTH:
+        raise UserError(f"--max_seq_length {args.max_seq_length}: give at least {MIN_LENGTH}")
+    if not 0 < args.p <= 1:
+        raise UserError(f"--p {args.p}: a probability above 0 and up to 1")
+    if args.stop_words and not args.stop_words.is_file():
+        raise UserError(f"--stop_words {args.stop_words}: no such file")
+    no_model = not (args.glove_only or args.pretrained_bert_model)
+    no_vectors = not (args.mlm_only or args.glove_embs)
+    for wrong, message in (
+        (args.glove_only and args.mlm_only, "--glove_only and --mlm_only: give one of them"),
+        (args.resume and args.overwrite_output, "--resume and --overwrite_output: give one"),
+        (no_model, "--pretrained_bert_model is needed, or --glove_only to do without"),
+        (no_vectors, "--glove_embs is needed, or --mlm_only to do without"),
+        (args.glove_embs and args.mlm_only, "--mlm_only reads no --glove_embs; leave one out"),
+    ):
+        if wrong:
+            raise UserError(message)
+
+
+def open_input(args: argparse.Namespace, task: Task) -> RowReader:
+    """Return the reader of the task's training file, and set `args.output` if not given."""
+    directory = args.glue_dir / task.directory
+    if not directory.is_dir():
+        raise UserError(f"--glue_dir: {directory} is not a directory")
+    reader = RowReader(
+        require_file(directory, task.train, "augmentation"), task, task.train, keep_short=True
+    )
+    if args.output is None:
+        args.output = reader.path.with_name(f"{reader.path.stem}_aug{reader.path.suffix}")
+    if args.output.resolve() == reader.path.resolve():
+        raise UserError(f"--output {args.output} is the training file itself")
+    if not args.output.parent.is_dir():
+        raise UserError(f"--output {args.output}: no such directory")
+    return reader
+
+
+def load_augmenter(args: argparse.Namespace, runtime: Runtime) -> Augmenter:
+    """Load the masked LM and its tokenizer; word vectors are added later."""
+    stop_words = STOP_WORDS
+    if args.stop_words:
+        lines = args.stop_words.read_text(encoding="utf-8-sig").lower().split("\n")
+        stop_words = frozenset(line.strip() for line in lines)
+    config = AugmentationConfig(args.N, args.M, args.p, args.original_spacing)
+    if not args.pretrained_bert_model:
+        return Augmenter(config, stop_words=stop_words)
+    path = cached_path(args.pretrained_bert_model, args.cache_dir or None)
+    tokenizer = BertTokenizer.from_pretrained(path, args.do_lower_case)
+    if args.glove_only:
+        return Augmenter(config, tokenizer, stop_words=stop_words)
+    try:
+        model, report = load_model(BertForMaskedLM, path, require=("encoder", "mlm"))
+    except UserError as error:
+        raise UserError(f"--pretrained_bert_model: {error}; --glove_only does without") from error
+    report.log()
+    masked_lm = MaskedLM(
+        # Held in the precision to compute in: casting at each call would cost more than it saves.
+        model.eval().to(runtime.device, runtime.dtype),
+        tokenizer,
+        candidates=args.M,
+        original_context=args.mlm_context == "original",
+        max_seq_length=args.max_seq_length,
+        batch_size=args.batch_size,
+    )
+    return Augmenter(config, tokenizer, masked_lm, stop_words=stop_words)
+
+
+def identity(args: argparse.Namespace, runtime: Runtime, source: Path) -> dict[str, str]:
+    """Return whatever decides the output; a run may only be resumed by its like."""
+    settings = {key: str(value) for key, value in vars(args).items() if key not in INCIDENTAL}
+    computed = {"dtype": str(runtime.dtype), "device": runtime.device.type}
+    return settings | computed | {"training file": digest(source)}
+
+
+def plan_blocks(
+    args: argparse.Namespace,
+    parts: Parts,
+    reader: RowReader,
+    augmenter: Augmenter,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Read the training file and the word vectors; note neighbours of words, return the blocks."""
+    vectors = None
+    if args.glove_embs:
+        vectors = load_word_vectors(args.glove_embs, args.glove_words, args.cache_dir or None)
+    survey = survey_rows(reader, augmenter, vectors, beside(args.output, "short_rows.tsv"))
+    if survey.short_rows:
+        logger.warning("%s: %d rows are too short", reader.path, survey.short_rows)
+    if not sum(survey.blocks):
+        raise UserError(f"{reader.path}: no row to augment")
+    if vectors is not None:
+        parts.save_note("neighbours", nearest_words(vectors, sorted(survey.words), args.M, device))
+        logger.info("nearest words found for %d words", len(survey.words))
+    plan = {"blocks": survey.blocks, "short_rows": survey.short_rows}
+    parts.save_note("plan", plan)
+    return plan
+
+
+def augment(
+    args: argparse.Namespace,
+    parts: Parts,
+    sizes: list[int],
+    reader: RowReader,
+    augmenter: Augmenter,
+    runtime: Runtime,
+) -> None:
+    """Make this process's share of the blocks that are not finished yet."""
+    finished, started, sentences = parts.finished(), time.monotonic(), 0
+    with Progress(
+        sum(sizes),
+        description="augment",
+        unit="rows",
+        initial=sum(sizes[number] for number in finished),
+        enabled=runtime.is_main,
+    ) as progress:
+        for number, block in enumerate(read_blocks(reader)):
+            if number % runtime.world_size != runtime.rank or number in finished:
+                continue
+            result = augment_block(block, reader, augmenter, args.seed)
+            note = {"counts": result.counts, "examples": result.examples}
+            parts.save_block(number, result.lines, note)
+            if runtime.is_main:
+                new = parts.finished() - finished  # those of the other processes too
+                finished |= new
+                rows = sum(sizes[block] for block in new)
+                sentences += rows * len(reader.text_keys)
+                rate = sentences / (time.monotonic() - started)
+                progress.update(rows, **{"sentences/s": rate})
+
+
+def finish(args: argparse.Namespace, parts: Parts, plan: dict[str, Any], reader: RowReader) -> None:
+    """Join the blocks of all processes, keep the arguments, tell what was made."""
+    sizes = plan["blocks"]
+    parts.wait_for(len(sizes))
+    with open(reader.path, "rb") as file:
+        has_mark = file.read(3) == codecs.BOM_UTF8
+    parts.join(("\ufeff" if has_mark else "") + reader.format_header(), len(sizes))
+    counts, examples = merge_notes(map(parts.block_note, range(len(sizes))))
+    parts.close({"args": {k: str(v) for k, v in vars(args).items()}, "counts": counts})
+    print("\n".join(summarise(counts, args.N)))
+    if plan["short_rows"]:
+        report = beside(args.output, "short_rows.tsv")
+        print(f"{plan['short_rows']:,} rows too short, left out, copied to {report}")
+    print("\nSome of them, original and augmented:\n")
+    print("\n".join(side_by_side((original, variant) for _, original, variant in examples)))
+    logger.info("written: %s", args.output)
+
+
+def run(
+    args: argparse.Namespace, parts: Parts, reader: RowReader, runtime: Runtime, resume: bool
+) -> None:
+    """Make what is missing of the output."""
+    augmenter = load_augmenter(args, runtime)
+    if runtime.is_main:
+        parts.begin(resume=resume)
+    runtime.barrier()
+    # One process plans; a long reading must not make the others give up waiting.
+    with file_lock(parts.directory / "lock", "reading the training file and the word vectors"):
+        plan = parts.note("plan") or plan_blocks(args, parts, reader, augmenter, runtime.device)
+    augmenter.neighbours = parts.note("neighbours") or {}
+    augment(args, parts, plan["blocks"], reader, augmenter, runtime)
+    if runtime.is_main:
+        finish(args, parts, plan, reader)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Augment a training set; see the head of this file."""
+    args = build_parser().parse_args(argv)
+    check_args(args)
+    task = resolve_task(args)
+    reader = open_input(args, task)
+    inherited, args.N = args.N is None, args.N or task.augmentations
+    runtime = setup_runtime(args)
+    if inherited:
+        logger.info("--N %d, the default of %s", args.N, task.name)
+    parts = Parts(args.output, identity(args, runtime, reader.path))
+    resume = args.resume or restarted()
+    needed = runtime.is_main and parts.is_needed(resume=resume, overwrite=args.overwrite_output)
+    if runtime.broadcast_object(needed):
+        run(args, parts, reader, runtime, resume)
+    else:
+        logger.info("%s is complete; nothing to do", args.output)
+    close_runtime(runtime)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
