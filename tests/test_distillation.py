@@ -206,14 +206,16 @@ def test_prediction_loss_by_hand():
     assert original.item() == pytest.approx(expected / 2)
     divergence = prediction_loss(student, teacher, kind="kl").item()
     assert divergence == pytest.approx((sum(cross) - sum(entropy)) / 2)
-    # At temperature 2 the teacher's first row is 2/3, 1/3 and the student's second
-    # sqrt(3) : 1 = 0.6340, 0.3660.
-    learnt = math.sqrt(3) / (math.sqrt(3) + 1)
-    warm = [math.log(2.0), -0.5 * (math.log(learnt) + math.log(1 - learnt))]
-    loss = prediction_loss(student, teacher, temperature=2.0)
-    assert loss.item() == pytest.approx(sum(warm) / 2)
     squared = prediction_loss(student, teacher, kind="mse").item()
     assert squared == pytest.approx((math.log(4.0) ** 2 + math.log(3.0) ** 2) / 4)
+
+
+def test_temperature_divides_both_logits():
+    student = torch.tensor([[0.0, math.log(9.0)]])
+    teacher = torch.tensor([[math.log(16.0), 0.0]])
+    # At temperature 2: teacher 4/5, 1/5; student 1/4, 3/4.
+    expected = -(0.8 * math.log(0.25) + 0.2 * math.log(0.75))
+    assert prediction_loss(student, teacher, temperature=2.0).item() == pytest.approx(expected)
 
 
 def test_regression_and_given_number_of_examples():

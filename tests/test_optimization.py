@@ -49,14 +49,17 @@ def reference_adam(values, gradients, rates, decay, b1=0.9, b2=0.999, e=1e-6, li
 @pytest.mark.parametrize("schedule", ["none", "warmup_constant", "warmup_linear", "warmup_cosine"])
 def test_equals_numpy(schedule):
     rng = np.random.default_rng(6)
-    starts = [rng.normal(size=shape) for shape in ((5, 3), (4,))]
-    # The second tensor's gradients exceed the norm of 1, the first one's do not: clipping by the
-    # global norm would shrink both.
-    gradients = [rng.normal(size=(STEPS, 5, 3)) * 0.05, rng.normal(size=(STEPS, 4)) * 3]
+    # The first tensor's gradients stay below the norm of 1, the others' do not: clipping by the
+    # norm of a group, or of all, would shrink the first as well.
+    shapes, sizes, decays = ((5, 3), (2, 6), (4,)), (0.05, 2, 3), (0.3, 0.3, 0.0)
+    starts = [rng.normal(size=shape) for shape in shapes]
+    gradients = [
+        rng.normal(size=(STEPS, *shape)) * size for shape, size in zip(shapes, sizes, strict=True)
+    ]
     parameters = [nn.Parameter(torch.tensor(s, dtype=torch.float32)) for s in starts]
     groups = [
-        {"params": parameters[:1], "weight_decay": 0.3},
-        {"params": parameters[1:], "weight_decay": 0.0},
+        {"params": parameters[:2], "weight_decay": 0.3},
+        {"params": parameters[2:], "weight_decay": 0.0},
     ]
     optimizer = BertAdam(groups, lr=0.1, warmup=0.25, t_total=STEPS, schedule=schedule)
     rates = [0.1 * reference_factor(schedule, i, STEPS, 0.25) for i in range(STEPS)]
@@ -66,7 +69,7 @@ def test_equals_numpy(schedule):
             parameter.grad = torch.tensor(gradient[i], dtype=torch.float32)
         optimizer.step()
     for parameter, start, gradient, decay in zip(
-        parameters, starts, gradients, (0.3, 0.0), strict=True
+        parameters, starts, gradients, decays, strict=True
     ):
         expected = reference_adam(start, gradient, rates, decay)
         np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
