@@ -1,0 +1,149 @@
+"""README.md against the scripts: commands paste and parse, flags exist, links lead somewhere.
+
+bash tests/run.sh tests/test_readme.py
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCRIPTS = (
+    "pregenerate_training_data",
+    "general_distill",
+    "data_augmentation",
+    "task_distill",
+)
+BASH_BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+# Flags of other programs that the text names.
+FOREIGN_FLAGS = {
+    *("--nproc_per_node", "--nnodes", "--max-restarts", "--rdzv_backend", "--rdzv_endpoint"),
+    *("--assets", "--work_dir", "--to"),
+}
+FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")
+
+
+def parser_of(script: str) -> ArgumentParser:
+    return importlib.import_module(script).build_parser()
+
+
+def flags_of(parser: ArgumentParser) -> set[str]:
+    return {flag for action in parser._actions for flag in action.option_strings}
+
+
+def readme_commands() -> list[list[str]]:
+    """Split the bash blocks into commands, as a shell does that is given them in their order."""
+    variables: dict[str, str] = {}
+    commands = []
+    for block in BASH_BLOCKS:
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                name, value = words.pop(0).split("=", 1)
+                variables[name] = value
+            if words:
+                commands.append([expand(word, variables) for word in words])
+    return commands
+
+
+def expand(word: str, variables: dict[str, str]) -> str:
+    return re.sub(r"\$\{?(\w+)\}?", lambda match: variables[match[1]], word)
+
+
+def script_calls() -> list[tuple[str, list[str]]]:
+    """List (script, arguments) for every call of one of the four scripts."""
+    calls = []
+    for command in readme_commands():
+        for index, word in enumerate(command):
+            if word.removesuffix(".py") in SCRIPTS and command[0] in ("python", "torchrun"):
+                arguments = command[index + 1 :]
+                calls.append((word.removesuffix(".py"), arguments))
+                break
+    return calls
+
+
+def test_readme_shows_every_script() -> None:
+    assert {script for script, _ in script_calls()} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize(("script", "arguments"), script_calls(), ids=lambda value: str(value)[:60])
+def test_command_parses(script: str, arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    try:
+        parser_of(script).parse_args(arguments)
+    except SystemExit:
+        pytest.fail(f"{script}.py {shlex.join(arguments)}\n{capsys.readouterr().err}")
+
+
+def test_continued_lines_paste() -> None:
+    for block in BASH_BLOCKS:
+        assert not re.search(r"\\[ \t]+$", block, re.MULTILINE), "a blank behind a backslash"
+        assert not block.rstrip().endswith("\\"), "a backslash behind the last line"
+
+
+def test_flags_in_the_text_exist() -> None:
+    known = FOREIGN_FLAGS | {flag for script in SCRIPTS for flag in flags_of(parser_of(script))}
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    named = {flag for code in re.findall(r"`([^`]+)`", prose) for flag in re.findall(FLAG, code)}
+    assert named, "no flag found in the text"
+    assert named - known == set()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_has_help(script: str) -> None:
+    silent = [action.dest for action in parser_of(script)._actions if not action.help]
+    assert silent == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_can_be_printed(script: str) -> None:
+    assert script in parser_of(script).format_help() or "usage:" in parser_of(script).format_help()
+
+
+def test_links_lead_somewhere() -> None:
+    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+    for target in re.findall(r"\]\(([^)\s]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif not target.startswith("http"):
+            assert (ROOT / target.split("#")[0]).exists(), target
+
+
+def test_every_module_is_listed() -> None:
+    listed = set(re.findall(r"^\| \[?`([\w/]+\.py)`", README, re.MULTILINE))
+    modules = {f"transformer/{path.name}" for path in (ROOT / "transformer").glob("*.py")}
+    scripts = {f"{script}.py" for script in SCRIPTS}
+    assert listed == modules - {"transformer/__init__.py"} | scripts
+
+
+def test_requirements_are_what_is_imported() -> None:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    required = {re.match(r"[\w-]+", line)[0] for line in lines if re.match(r"\w", line)}
+    assert all(re.search(r"\S\s+# \S", line) for line in lines if re.match(r"\w", line)), "a reason"
+    files = [ROOT / f"{script}.py" for script in SCRIPTS] + list((ROOT / "transformer").glob("*"))
+    files += (ROOT / "examples").glob("*.py")
+    imported = {name for file in files if file.suffix == ".py" for name in imports_of(file)}
+    optional = {"tensorboard", "tensorflow", "onnx", "onnxruntime"}  # imported only when asked for
+    own = {"transformer", "parquet_words"}
+    comes_along = {"botocore"}  # with boto3
+    assert imported - sys.stdlib_module_names - own - optional - comes_along == required
+
+
+def imports_of(file: Path) -> set[str]:
+    """Return the top-level names of all absolute imports in a file."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
