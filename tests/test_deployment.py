@@ -99,6 +99,7 @@ def test_speeds_follow_from_the_times_of_batches(student, monkeypatch):
     fixed = figures.at_fixed_length
     assert fixed.mean_length == 64
     assert fixed.speeds[0].sentences_per_second == pytest.approx(1 / 0.064)
+    assert figures.weight_type == "float32"
     assert figures.at_real_lengths.mean_length == pytest.approx(10.4)
     expected = 0.96 * sentence_flops(student.config, 10) + 0.04 * sentence_flops(student.config, 20)
     assert figures.at_real_lengths.flops == pytest.approx(expected)
@@ -210,6 +211,18 @@ def test_the_exported_model_gives_the_same_logits(relu, tiny_config, tmp_path):
         with torch.no_grad():
             expected = model(ids, segments, mask).logits
         torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_compiled_model_held_in_bf16_is_exported(student, tmp_path):
+    pytest.importorskip("onnx")
+
+    def compiled(*inputs, **options):
+        raise RuntimeError("cannot be traced")
+
+    student.to(torch.bfloat16).forward = compiled
+    assert export_onnx(student, tmp_path / "model.onnx") in (None, pytest.approx(0, abs=1e-5))
+    assert student.forward is compiled
+    assert student.classifier.weight.dtype == torch.bfloat16
 
 
 def test_a_wrong_export_is_not_written(student, tmp_path, monkeypatch):

@@ -59,6 +59,7 @@ class Figures:
     parameters_without_embeddings: int
     size_on_disk: int  # bytes of the weight files
     device: str
+    weight_type: str  # what the weights are held in, such as "bfloat16"
     threads: int
     at_fixed_length: LengthFigures
     at_real_lengths: LengthFigures
@@ -147,6 +148,7 @@ def measure(
         parameters_without_embeddings=without_embeddings,
         size_on_disk=size_on_disk(model, directory),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        weight_type=str(next(model.parameters()).dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         at_fixed_length=at_fixed,
         at_real_lengths=at_real,

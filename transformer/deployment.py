@@ -51,7 +51,10 @@ def comparison_table(student: Figures, teacher: Figures | None = None) -> str:
         "  ".join([label.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip()
         for label, *cells in lines
     ]
-    table.append(f"on {student.device}, {student.threads} thread(s); tokenising is not timed")
+    table.append(
+        f"on {student.device}, {student.threads} thread(s), {student.weight_type} weights; "
+        "tokenising is not timed"
+    )
     return "\n".join(table)
 
 

@@ -58,6 +58,8 @@ def export_onnx(model: nn.Module, path: str | Path) -> float | None:
         raise UserError(f"{path}: its directory does not exist; create {path.parent} first")
     # A copy, so that neither device, precision nor mode of the caller's model changes.
     wrapped = _Positional(copy.deepcopy(model).float().cpu()).eval()
+    # A forward pass replaced by torch.compile cannot be traced; the class still has the plain one.
+    vars(wrapped.model).pop("forward", None)
     exported = onnx.load_model_from_string(_trace(wrapped))
     config = model.config
     onnx.helper.set_model_props(
