@@ -23,27 +23,18 @@ import logging
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from transformer.checkpoint import save_checkpoint
 from transformer.data import BatchPlan
 from transformer.delivery import deliver
 from transformer.distillation import add_distillation_arguments
 from transformer.evaluation import (
-    evaluate,
-    is_better,
     results_table,
-    worst_score,
     write_dev_results,
-    write_results,
 )
 from transformer.file_utils import upload
 from transformer.glue import add_task_arguments
-from transformer.lessons import lesson_loss
 from transformer.reporting import (
-    MetricsLog,
     Progress,
     Speed,
     closing_summary,
@@ -60,16 +51,15 @@ from transformer.runtime import (
     seed_step,
     setup_runtime,
 )
-from transformer.seeds import keep_best_seed, seed_directory, summarise_seeds
-from transformer.task_job import Job, Run, plan_job
+from transformer.seeds import report_seeds, seed_directory
+from transformer.task_job import plan_job
 from transformer.task_options import check_args, delivers, trains
+from transformer.task_run import Job, Run
 from transformer.training import (
-    LossMeter,
     RunPlan,
     RunState,
     StopSignal,
     add_training_arguments,
-    build_optimizer,
     check_same_run,
     compile_forward,
     distribute,
@@ -182,45 +172,16 @@ def train(run: Run, plan: RunPlan, state: RunState) -> None:
 
 def look(run: Run, state: RunState, total_steps: int) -> None:
     """Measure the student on the dev sets; keep it if it is the best so far, or the last."""
-    args, job = run.args, run.job
-    results = measure(run, state.student)
-    state.metrics.write(step=state.step, **{f"eval_{_bare(k)}": v for k, v in results.items()})
+    results = run.measure(state.student)
+    fields = {f"eval_{key.removeprefix('eval_')}": value for key, value in results.items()}
+    state.metrics.write(step=state.step, **fields)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in sum_by_kind(results).items())
     logger.info("%s step %d of %d: dev %s", run.stage, state.step, total_steps, shown)
     is_last = state.step == total_steps
-    if run.keeps_best:
-        best = worst_score(job.task.best_metric) if state.best_score is None else state.best_score
-        keep = is_better(results[job.task.best_metric], best, job.task.best_metric)
-        # Where no score was ever a number, the last model is the result.
-        keep = keep or (is_last and state.best_score is None)
-    else:
-        keep = True
-    if keep:
-        state.best_step = state.step
-        state.best_score = results[job.task.best_metric] if run.keeps_best else None
-        state.facts["results"] = results
+    keep = run.choose(state, results, is_last=is_last)
     if run.runtime.is_main and (keep or is_last):
-        target = args.output_dir if keep else args.output_dir / "last"
-        publish(run, state, target, results if keep else None)
-
-
-def measure(run: Run, student: torch.nn.Module) -> dict[str, float]:
-    """Return the task's metrics, or in the intermediate stage the distillation loss."""
-    args, job = run.args, run.job
-    if run.keeps_best:
-        return evaluate(student, job.task, job.dev_sets, args.eval_batch_size, run.runtime)
-    return lesson_loss(
-        run.lesson,
-        student,
-        job.dev_sets[0].dataset,
-        args.eval_batch_size,
-        run.runtime,
-        pad_to=run.pad_to,
-    )
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix("eval_")
+        directory = run.args.output_dir if keep else run.args.output_dir / "last"
+        publish(run, state, directory, results if keep else None)
 
 
 def publish(run: Run, state: RunState, directory: Path, results: dict[str, float] | None) -> None:
@@ -254,32 +215,10 @@ def run_seed(run: Run) -> dict[str, float]:
     student = run.load_student()
     if args.compile:
         compile_forward(student)
-    state = begin_state(run, student, plan, saved, identity)
+    state = run.begin_state(student, plan, saved, identity)
     train(run, plan, state)
     finish(run, state)
     return state.facts["results"]
-
-
-def begin_state(
-    run: Run,
-    student: torch.nn.Module,
-    plan: RunPlan,
-    saved: dict[str, Any] | None,
-    identity: dict[str, str],
-) -> RunState:
-    """Set up optimizer, meter and metrics, and go on from what was saved."""
-    args, runtime = run.args, run.runtime
-    optimizer, scaler = build_optimizer(student, args, plan.total_steps, runtime)
-    metrics = MetricsLog(
-        args.output_dir / "metrics.jsonl" if runtime.is_main else None,
-        offset=saved["metrics_offset"] if saved else 0,
-        tensorboard_dir=args.output_dir / "tensorboard" if args.tensorboard else None,
-    )
-    state = RunState(student, optimizer, scaler, LossMeter(runtime.device), metrics, identity)
-    if saved:
-        state.restore(saved, runtime)
-        logger.info("going on from step %d of %d", state.step, plan.total_steps)
-    return state
 
 
 def finish(run: Run, state: RunState) -> None:
@@ -326,14 +265,7 @@ def run_seeds(job: Job) -> None:
         results[seed] = run_seed(Run(job, own_args))
     if job.runtime.is_main:
         metric = job.task.best_metric if job.keeps_best else "eval_loss"
-        summary = summarise_seeds(results, metric)
-        keep_best_seed(args.output_dir, summary["best_seed"])
-        write_results(args.output_dir, {**job.facts, **summary})
-        rows = {f"seed {seed}": found for seed, found in results.items()}
-        for kind in ("mean", "std"):
-            rows[kind] = {key: summary[f"{key}_{kind}"] for key in results[seeds[0]]}
-        print(results_table(f"{job.task.name}, dev", rows), flush=True)
-        logger.info("seed %d is the best and kept in %s", summary["best_seed"], args.output_dir)
+        report_seeds(args.output_dir, job.facts, results, metric)
 
 
 def prepare_directory(args: argparse.Namespace, runtime: Runtime) -> None:

@@ -26,7 +26,8 @@ from transformer.modeling import TinyBertForSequenceClassification
 from transformer.rows import RowReader, find_file, with_labels
 from transformer.runtime import Runtime
 from transformer.task_data import TokenCache
-from transformer.task_job import load_teacher, open_dev_sets, read_tokenizer, token_cache
+from transformer.task_inputs import open_dev_sets, read_tokenizer, token_cache
+from transformer.task_job import load_teacher
 from transformer.task_models import check_task_fits, load_classifier
 from transformer.task_options import trains, with_defaults
 from transformer.training import compile_forward, freeze_teacher

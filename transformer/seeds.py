@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import statistics
@@ -9,8 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformer.evaluation import Results, is_better, worst_score
+from transformer.evaluation import (
+    Results,
+    is_better,
+    results_table,
+    worst_score,
+    write_results,
+)
 from transformer.file_utils import atomic_write
+
+logger = logging.getLogger(__name__)
 
 # What makes a model; the best seed's are copied to the output directory, config.json last.
 MODEL_FILES = (
@@ -56,3 +65,17 @@ def keep_best_seed(output_dir: Path, seed: int) -> None:
             continue
         with open(source / name, "rb") as model, atomic_write(output_dir / name, "wb") as copy:
             shutil.copyfileobj(model, copy)
+
+
+def report_seeds(
+    output_dir: Path, facts: Mapping[str, Any], results: Mapping[int, Results], metric: str
+) -> None:
+    """Keep the seed that is best in `metric`; write and print what all of them say together."""
+    summary = summarise_seeds(results, metric)
+    keep_best_seed(output_dir, summary["best_seed"])
+    write_results(output_dir, {**facts, **summary})
+    rows = {f"seed {seed}": found for seed, found in results.items()}
+    for kind in ("mean", "std"):
+        rows[kind] = {key: summary[f"{key}_{kind}"] for key in next(iter(results.values()))}
+    print(results_table(f"{facts['task']}, dev", rows), flush=True)
+    logger.info("seed %d is the best; its model is kept in %s", summary["best_seed"], output_dir)

@@ -185,6 +185,17 @@ def check_task_fits(task: Task, max_seq_length: int, config: BertConfig, whose: 
         raise UserError(f"{task.name} has pairs, but {whose} knows one segment (type_vocab_size 1)")
 
 
+def check_layers_can_be_copied(student: BertConfig, teacher: BertConfig) -> None:
+    """Raise UserError unless layers of the teacher have the shapes of the student's."""
+    for size in ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads"):
+        own, other = getattr(student, size), getattr(teacher, size)
+        if own != other:
+            raise UserError(
+                f"--init_from_teacher: {size} is {own} in the student and {other} in the teacher; "
+                "only a student of the teacher's widths can take its layers"
+            )
+
+
 def copy_layers(
     student: BertPreTrainedModel, teacher: BertPreTrainedModel, pairs: LayerPairs
 ) -> None:
@@ -193,13 +204,7 @@ def copy_layers(
     Raises:
         UserError: the widths differ.
     """
-    for size in ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads"):
-        own, other = getattr(student.config, size), getattr(teacher.config, size)
-        if own != other:
-            raise UserError(
-                f"--init_from_teacher: {size} is {own} in the student and {other} in the teacher; "
-                "only a student of the teacher's widths can take its layers"
-            )
+    check_layers_can_be_copied(student.config, teacher.config)
     for m, g in pairs:
         source = teacher.bert.encoder.layer[g - 1].state_dict()
         student.bert.encoder.layer[m - 1].load_state_dict(source)

@@ -35,6 +35,7 @@ def teacher_logits(
     the data. An interrupted computation goes on where it was.
     """
     path = directory / f"logits-{_logits_key(teacher, dataset, runtime)}.npy"
+    directory.mkdir(parents=True, exist_ok=True)
     lock = file_lock(directory / f".{path.stem}.lock", "computing teacher logits")
     # Only the main rank asks other runs to wait; its own ranks follow it.
     with lock if runtime.is_main else nullcontext():

@@ -1,0 +1,561 @@
+"""Task distillation from end to end on a toy task: pytest tests/test_task_distill.py"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_vocabulary
+from torch import nn
+
+import task_distill
+from transformer.checkpoint import read_weights, save_checkpoint
+from transformer.configuration import BertConfig
+from transformer.file_utils import UserError
+from transformer.modeling import (
+    BertForPreTraining,
+    TinyBertForPreTraining,
+    TinyBertForSequenceClassification,
+)
+from transformer.reporting import TIMING_FIELDS
+from transformer.resuming import RunState
+from transformer.task_run import Run
+from transformer.tokenization import BertTokenizer
+
+NEUTRAL = ["the", "a", "of", "and", "film", "movie", "story", "actor", "plot", "city", "music"]
+MNLI_COLUMNS = ["-"] * 8
+TEACHER_SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 37}
+STUDENT_SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 29}
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A directory with models and data; `run` calls the script with the flags that all share."""
+
+    root: Path
+
+    def run(self, *flags: str, task: str = "SST-2", epochs: float | None = 3) -> None:
+        data = self.root / "data" / task.removesuffix("-mm")
+        shared = ["--data_dir", str(data), "--task_name", task, "--learning_rate", "1e-3"]
+        shared += ["--precision", "fp32", "--max_seq_length", "32"]
+        shared += [] if epochs is None else ["--num_train_epochs", str(epochs)]
+        task_distill.main([*shared, *flags])
+
+    def __truediv__(self, name: str) -> str:
+        return str(self.root / name)
+
+    def results(self, name: str) -> dict:
+        return json.loads((self.root / name / "eval_results.json").read_text())
+
+    def metrics(self, name: str) -> list[dict]:
+        """Return the reports of a run without what depends on the clock."""
+        lines = (self.root / name / "metrics.jsonl").read_text().splitlines()
+        reports = [json.loads(line) for line in lines]
+        return [{k: v for k, v in r.items() if k not in TIMING_FIELDS} for r in reports]
+
+
+def save_random(directory: Path, kind: type[nn.Module], vocab_file: Path, **sizes: object) -> Path:
+    """Write a random tiny model."""
+    torch.manual_seed(len(directory.name))
+    config = BertConfig(
+        vocab_size=len(tiny_vocabulary()),
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.15,
+        **sizes,
+    )
+    save_checkpoint(kind(config), BertTokenizer(vocab_file, True), directory)
+    return directory
+
+
+def sentence(rng: random.Random, word: str) -> str:
+    words = rng.choices(NEUTRAL, k=rng.randint(3, 9))
+    words.insert(rng.randint(0, len(words)), word)
+    return " ".join(words)
+
+
+def write_rows(path: Path, header: list[str] | None, rows: list[list[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["\t".join(row) for row in ([header] if header else []) + rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_data(root: Path) -> None:
+    """Write a sentiment task ("good" or "bad"), a similarity task and MNLI with two dev sets."""
+    rng = random.Random(5)
+
+    def sentiment(count: int) -> list[list[str]]:
+        chosen = [rng.randint(0, 1) for _ in range(count)]
+        return [[sentence(rng, ("bad", "good")[label]), str(label)] for label in chosen]
+
+    def similarity(count: int) -> list[list[str]]:
+        rows = []
+        for _ in range(count):
+            good = rng.randint(0, 5)
+            rows.append([*["x"] * 7, " ".join(["good"] * good + ["film"]), "film", f"{good}.0"])
+        return rows
+
+    def inference(count: int, columns: int) -> list[list[str]]:
+        rows = []
+        for _ in range(count):
+            label, word = rng.choice(
+                [("neutral", "plot"), ("entailment", "good"), ("contradiction", "bad")]
+            )
+            others = ["-"] * (columns - 11)
+            rows.append([*MNLI_COLUMNS, "film", sentence(rng, word), *others, label])
+        return rows
+
+    header = ["sentence", "label"]
+    write_rows(root / "SST-2" / "train.tsv", header, sentiment(384))
+    write_rows(root / "SST-2" / "dev.tsv", header, sentiment(100))
+    tests = [[str(row + 3), text] for row, (text, _) in enumerate(sentiment(12))]
+    write_rows(root / "SST-2" / "test.tsv", ["index", "sentence"], tests)
+    header = [*"abcdefg", "sentence1", "sentence2", "score"]
+    for name, count in (("train", 192), ("dev", 40), ("test", 9)):
+        write_rows(root / "STS-B" / f"{name}.tsv", header, similarity(count))
+    texts = [*MNLI_COLUMNS, "sentence1", "sentence2"]
+    for name, count, columns in (
+        ("train", 96, 12),
+        ("dev_matched", 30, 16),
+        ("dev_mismatched", 20, 16),
+        ("test_matched", 7, 12),
+        ("test_mismatched", 5, 12),
+    ):
+        names = [*texts, *["label1"] * (columns - 11), "gold_label"]
+        write_rows(root / "MNLI" / f"{name}.tsv", names, inference(count, columns))
+    axes = [["0", "film", "good"], ["1", "film", "bad"]]
+    write_rows(root / "diagnostic" / "diagnostic.tsv", ["index", "sentence1", "sentence2"], axes)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """Models and data, and the three trainings of the README in a row."""
+    root = tmp_path_factory.mktemp("toy")
+    vocab_file = root / "vocab.txt"
+    vocab_file.write_text("\n".join(tiny_vocabulary()) + "\n", encoding="utf-8")
+    save_random(root / "base", BertForPreTraining, vocab_file, **TEACHER_SIZES)
+    save_random(root / "general", TinyBertForPreTraining, vocab_file, fit_size=32, **STUDENT_SIZES)
+    write_data(root / "data")
+    toy = Toy(root)
+    toy.run(
+        "--finetune", "--student_model", toy / "base", "--output_dir", toy / "teacher", epochs=4
+    )
+    teacher = "--teacher_model", toy / "teacher"
+    toy.run(*teacher, "--student_model", toy / "general", "--output_dir", toy / "layers")
+    student = "--student_model", toy / "layers"
+    toy.run("--pred_distill", *teacher, *student, "--output_dir", toy / "student", epochs=4)
+    return toy
+
+
+def weights_of(directory: str | Path) -> dict[str, torch.Tensor]:
+    return read_weights(Path(directory))
+
+
+def same_weights(one: str | Path, other: str | Path) -> bool:
+    first, second = weights_of(one), weights_of(other)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+# --- the chain ---------------------------------------------------------------------------------
+
+
+def test_the_chain_learns_the_task(toy: Toy) -> None:
+    assert toy.results("teacher")["acc"] > 0.95
+    found = toy.results("student")
+    assert found["acc"] > 0.95
+    assert found["teacher_acc"] == toy.results("teacher")["acc"]
+
+
+def test_the_intermediate_stage_learns_layers(toy: Toy) -> None:
+    losses = [r["eval_loss"] for r in toy.metrics("layers") if "eval_loss" in r]
+    first = [r for r in toy.metrics("layers") if "loss" in r][0]
+    assert losses[-1] < 0.8 * first["loss"]  # the mean over the whole run, its first report
+    assert {"attention/1", "attention/2", "hidden/1", "hidden/2", "embedding"} <= first.keys()
+    before, after = weights_of(toy / "general"), weights_of(toy / "layers")
+    name = "bert.encoder.layer.1.output.dense.weight"
+    assert not torch.equal(before[name], after[name])
+
+
+def test_a_directory_is_complete(toy: Toy) -> None:
+    for name in ("teacher", "layers", "student"):
+        held = {path.name for path in (toy.root / name).iterdir()}
+        assert held >= {
+            *("config.json", "pytorch_model.bin", "vocab.txt", "tokenizer_config.json"),
+            *("args.json", "metrics.jsonl", "eval_results.json", "eval_results.txt"),
+            "training_curves.png",
+        }
+    config = json.loads((toy.root / "student" / "config.json").read_text())
+    assert config["id2label"] == {"0": "0", "1": "1"}
+    args = json.loads((toy.root / "student" / "args.json").read_text())
+    assert (args["pred_distill"], args["seed"]) == (True, 42)
+
+
+def test_evaluation_and_predictions(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--student_model", toy / "student", "--output_dir", toy / "results"]
+    toy.run("--do_eval", "--do_predict", "--teacher_model", toy / "teacher", *flags)
+    found, trained = toy.results("results"), toy.results("student")
+    assert found["acc"] == trained["acc"]
+    assert found["eval_loss"] == pytest.approx(trained["eval_loss"], abs=1e-6)
+    assert "teacher" in capsys.readouterr().out
+    lines = (toy.root / "results" / "SST-2.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction"
+    test_rows = (toy.root / "data" / "SST-2" / "test.tsv").read_text().splitlines()[1:]
+    wanted = [f"{row.split()[0]}\t{int('good' in row)}" for row in test_rows]
+    assert lines[1:] == wanted  # the toy task is solved, so every prediction is right
+
+
+# --- teachers and labels -----------------------------------------------------------------------
+
+
+def flipped(toy: Toy, name: str, labels: dict[str, str]) -> str:
+    """Copy the teacher with its two outputs exchanged and other names for them."""
+    directory = toy.root / name
+    shutil.copytree(toy.root / "teacher", directory)
+    weights = torch.load(directory / "pytorch_model.bin", weights_only=True)
+    for key in ("classifier.weight", "classifier.bias"):
+        weights[key] = weights[key].flip(0)
+    torch.save(weights, directory / "pytorch_model.bin")
+    config = json.loads((directory / "config.json").read_text())
+    config["id2label"] = labels
+    config["label2id"] = {label: int(number) for number, label in labels.items()}
+    (directory / "config.json").write_text(json.dumps(config))
+    return str(directory)
+
+
+def test_a_teacher_with_another_order_of_labels_teaches_the_same(
+    toy: Toy, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = flipped(toy, "flipped", {"0": "1", "1": "0"})
+    flags = ["--student_model", toy / "layers", "--output_dir", toy / "from_flipped"]
+    toy.run("--pred_distill", "--teacher_model", other, *flags, epochs=4)
+    assert toy.results("from_flipped")["teacher_acc"] == toy.results("teacher")["acc"]
+    assert same_weights(toy / "from_flipped", toy / "student")
+    unnamed = flipped(toy, "unnamed", {"0": "LABEL_0", "1": "LABEL_1"})
+    flags = ["--student_model", toy / "layers", "--output_dir", toy / "from_unnamed"]
+    toy.run("--pred_distill", "--teacher_model", unnamed, *flags, epochs=0.1)
+    assert "the teacher scores much better if its outputs are 1, 0" in caplog.text
+    assert "no better than one answer for all" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--student_model", "{}/general"], "--teacher_model is needed"),
+        (["--student_model", "{}/general", "--teacher_model", "{}/base"], "lacks .*--finetune"),
+        (["--student_model", "{}/general", "--teacher_model", "{}/none"], "none"),
+        (["--pred_distill", "--finetune", "--student_model", "{}/base"], "contradict"),
+        (["--finetune", "--student_model", "{}/base", "--aug_train"], "data_augmentation.py"),
+        (["--finetune", "--student_model", "{}/base", "--data_dir", "{}/none"], "no such dir"),
+        (["--finetune", "--student_model", "{}/base", "--max_seq_length", "65"], "64 positions"),
+        (["--finetune", "--student_model", "{}/base", "--output_dir", "{}/base"], "another dir"),
+        (["--do_eval", "--student_model", "{}/base"], "lacks the classifier"),
+        (["--do_eval", "--student_model", "{}/teacher", "--task_name", "stsb"], "one output"),
+        (
+            [
+                *("--student_model", "{}/general", "--teacher_model", "{}/teacher"),
+                *("--init_from_teacher", "uniform"),
+            ],
+            "hidden_size is 24 in the student and 32",
+        ),
+        (
+            [
+                *("--student_model", "{}/general", "--teacher_model", "{}/teacher"),
+                *("--layer_mapping", "1,9"),
+            ],
+            "teacher layers are 1 to 4",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_line(toy: Toy, flags: list[str], told: str) -> None:
+    output = ["--output_dir", toy / "mistakes"]
+    with pytest.raises(UserError, match=told) as error:
+        toy.run(*output, *(flag.format(toy.root) for flag in flags))
+    assert "\n" not in str(error.value)
+    assert not list(Path(toy / "mistakes").glob("*")), "something was written"
+
+
+def test_heads_that_differ_name_the_way_out(toy: Toy) -> None:
+    config = json.loads((toy.root / "general" / "config.json").read_text())
+    student = toy.root / "six_heads"
+    student.mkdir()
+    (student / "config.json").write_text(json.dumps({**config, "num_attention_heads": 6}))
+    flags = ["--teacher_model", toy / "teacher", "--student_model", str(student)]
+    flags += ["--output_dir", toy / "relation"]
+    with pytest.raises(UserError, match="--attention_weight 0"):
+        toy.run(*flags)
+    toy.run(*flags, "--attention_loss", "relation", "--relation_heads", "8", epochs=0.2)
+    assert any("attention/2" in report for report in toy.metrics("relation"))
+
+
+# --- what is kept ------------------------------------------------------------------------------
+
+
+def test_the_best_model_is_kept_and_the_last_beside_it(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([float("nan"), -0.5, 0.25, 0.1])
+    monkeypatch.setattr(Run, "measure", lambda *_: {"acc": next(scores), "eval_loss": 1.0})
+    flags = ["--student_model", toy / "base", "--output_dir", toy / "best"]
+    toy.run("--finetune", *flags, "--eval_step", "3", epochs=1)
+    found = toy.results("best")
+    assert (found["acc"], found["global_step"]) == (0.25, 9)
+    assert not same_weights(toy / "best", toy / "best/last")
+
+
+def test_without_a_usable_score_the_last_model_is_the_result(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "measure", lambda *_: {"acc": float("nan")})
+    flags = ["--student_model", toy / "base", "--output_dir", toy / "nan"]
+    toy.run("--finetune", *flags, "--eval_step", "5", epochs=0.6)
+    assert (toy.results("nan")["acc"], toy.results("nan")["global_step"]) == (None, 8)
+    assert weights_of(toy / "nan")
+
+
+def test_fewer_rows_than_a_batch_train_too(toy: Toy) -> None:
+    data = toy.root / "one_row"
+    write_rows(data / "train.tsv", ["sentence", "label"], [["good film", "1"], ["bad film", "0"]])
+    write_rows(data / "dev.tsv", ["sentence", "label"], [["good", "1"]])
+    flags = ["--student_model", toy / "base", "--output_dir", toy / "one", "--data_dir", str(data)]
+    toy.run("--finetune", *flags, epochs=2)
+    assert toy.results("one")["global_step"] in (1, 2)
+    before, after = weights_of(toy / "base"), weights_of(toy / "one")
+    assert any(not torch.equal(before[name], after[name]) for name in before.keys() & after.keys())
+
+
+def test_an_output_directory_with_files_is_refused(toy: Toy) -> None:
+    flags = ["--student_model", toy / "base", "--output_dir", toy / "teacher"]
+    with pytest.raises(UserError, match="--resume"):
+        toy.run("--finetune", *flags)
+
+
+# --- other tasks -------------------------------------------------------------------------------
+
+
+def test_sts_b_learns_from_the_teachers_outputs(toy: Toy, tmp_path: Path) -> None:
+    """With every gold label of the training data replaced, the student is the same."""
+    student = ["--student_model", toy / "base", "--output_dir", toy / "sts_teacher"]
+    toy.run("--finetune", *student, task="STS-B", epochs=8)
+    assert toy.results("sts_teacher")["corr"] > 0.8
+    nonsense = toy.root / "nonsense"
+    shutil.copytree(toy.root / "data" / "STS-B", nonsense)
+    rows = [line.split("\t") for line in (nonsense / "train.tsv").read_text().splitlines()]
+    write_rows(nonsense / "train.tsv", rows[0], [[*row[:-1], "1.5"] for row in rows[1:]])
+    students = {}
+    for name, flags in (
+        ("sts_true", []),
+        ("sts_nonsense", ["--data_dir", str(nonsense)]),
+        ("sts_hard", ["--data_dir", str(nonsense), "--hard_labels"]),
+    ):
+        common = ["--pred_distill", "--teacher_model", toy / "sts_teacher"]
+        common += ["--student_model", toy / "general", "--output_dir", toy / name]
+        toy.run(*common, *flags, task="STS-B", epochs=1)
+        students[name] = weights_of(toy / name)
+    for name, tensor in students["sts_true"].items():
+        assert torch.equal(tensor, students["sts_nonsense"][name]), name
+    head = "classifier.weight"
+    assert not torch.equal(students["sts_true"][head], students["sts_hard"][head])
+    flags = ["--student_model", toy / "sts_teacher", "--output_dir", toy / "submission"]
+    toy.run("--do_predict", *flags, task="STS-B")
+    lines = (toy.root / "submission" / "STS-B.tsv").read_text().splitlines()[1:]
+    assert all(0 <= float(line.split("\t")[1]) <= 5 for line in lines) and len(lines) == 9
+
+
+def test_mnli_reports_both_dev_sets_and_labels_three_test_sets(toy: Toy) -> None:
+    flags = ["--student_model", toy / "base", "--output_dir", toy / "mnli" + "/"]
+    toy.run("--finetune", "--do_predict", *flags, task="MNLI", epochs=3)
+    found = toy.results("mnli")
+    assert {"acc", "acc-mm", "eval_loss-mm"} <= found.keys()
+    assert toy.results("mnli-MM")["acc"] == found["acc-mm"]
+    scores = [r["eval_acc"] for r in toy.metrics("mnli") if "eval_acc" in r]
+    assert found["acc"] == max(scores)  # the matched set chooses
+    rows = {
+        name: (toy.root / "mnli" / f"{name}.tsv").read_text().splitlines()[1:]
+        for name in ("MNLI-m", "MNLI-mm", "AX")
+    }
+    assert {name: len(lines) for name, lines in rows.items()} == {
+        "MNLI-m": 7,
+        "MNLI-mm": 5,
+        "AX": 2,
+    }
+    labels = {line.split("\t")[1] for lines in rows.values() for line in lines}
+    assert labels <= {"entailment", "neutral", "contradiction"}
+    toy.run(
+        *("--do_eval", "--student_model", toy / "mnli", "--output_dir", toy / "mm"),
+        task="MNLI-mm",
+    )
+    assert toy.results("mm")["acc"] == found["acc-mm"]
+
+
+def test_own_task_with_many_classes(toy: Toy) -> None:
+    rng = random.Random(8)
+    data = toy.root / "own"
+    data.mkdir()
+    words = [word for word in tiny_vocabulary() if len(word) == 1 and word.isalnum()]
+    for name, count in (("train", 200), ("dev", 30), ("test", 5)):
+        rows = []
+        for row in range(count):
+            label = (row if name == "train" else rng.randrange(200)) % 150
+            word = f"{words[label % 30]} {words[label // 30]}"
+            rows.append(json.dumps({"q": word, "kind": label}) + "\n")
+        (data / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+    own = ["--data_dir", str(data), "--text_columns", "q", "--label_column", "kind"]
+    own += ["--best_metric", "macro_f1"]
+    flags = ["--student_model", toy / "base", "--output_dir", toy / "own_model"]
+    toy.run("--finetune", "--do_predict", *own, *flags, task="own", epochs=1)
+    assert {"acc", "macro_f1"} <= toy.results("own_model").keys()
+    config = json.loads((toy.root / "own_model" / "config.json").read_text())
+    assert list(config["id2label"].values()) == [str(label) for label in range(150)]
+    assert len((toy.root / "own_model" / "own.tsv").read_text().splitlines()) == 6
+
+
+# --- training data, seeds, resuming ------------------------------------------------------------
+
+
+def test_augmented_data_and_ablations(toy: Toy) -> None:
+    data = toy.root / "aug"
+    shutil.copytree(toy.root / "data" / "SST-2", data)
+    rows = [line.split("\t") for line in (data / "train.tsv").read_text().splitlines()]
+    rng = random.Random(2)
+    more = [[sentence(rng, "good" if row[1] == "1" else "bad"), row[1]] for row in rows[1:65]]
+    write_rows(data / "train_aug.tsv", rows[0], rows[1:65] + more)
+    flags = ["--data_dir", str(data), "--aug_train", "--teacher_model", toy / "teacher"]
+    flags += ["--student_model", toy / "general", "--log_steps", "1"]
+    no_layers = ["--attention_weight", "0", "--hidden_weight", "0"]
+    toy.run(*flags, *no_layers, "--output_dir", toy / "embedding_only", epochs=1)
+    reports = toy.metrics("embedding_only")
+    assert len([r for r in reports if "loss" in r]) == 4  # 128 rows in batches of 32
+    assert not any("/" in name for report in reports for name in report)
+    gold = ["--pred_distill", "--hard_label_weight", "1"]
+    toy.run(*flags, *gold, "--output_dir", toy / "gold", epochs=1)
+    everywhere = [*gold, "--hard_labels_on_augmented"]
+    toy.run(*flags, *everywhere, "--output_dir", toy / "gold_everywhere", epochs=1)
+    first, second = (toy.metrics(name)[0] for name in ("gold", "gold_everywhere"))
+    assert first["prediction"] == second["prediction"]
+    assert 0 < first["prediction_gold"] < second["prediction_gold"]
+
+
+def test_several_seeds(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--student_model", toy / "base", "--output_dir", toy / "seeds", "--seed", "1", "2"]
+    toy.run("--finetune", *flags, epochs=1)
+    each = [toy.results(f"seeds/seed_{seed}") for seed in (1, 2)]
+    found = toy.results("seeds")
+    scores = [results["acc"] for results in each]
+    assert found["acc_mean"] == pytest.approx(np.mean(scores))
+    assert found["acc_std"] == pytest.approx(np.std(scores, ddof=1))
+    best = (1, 2)[int(np.argmax(scores))]
+    assert (found["best_seed"], found["acc"]) == (best, max(scores))
+    assert same_weights(toy / "seeds", toy / f"seeds/seed_{best}")
+    assert not same_weights(toy / "seeds/seed_1", toy / "seeds/seed_2")
+    assert "mean" in capsys.readouterr().out
+    toy.run("--finetune", *flags, "--resume", epochs=1)  # finished already: the same again
+    assert toy.results("seeds") == found
+
+
+def test_layers_copied_from_the_teacher(toy: Toy) -> None:
+    config = json.loads((toy.root / "teacher" / "config.json").read_text())
+    student = toy.root / "two_layers"
+    student.mkdir()
+    (student / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    flags = ["--teacher_model", toy / "teacher", "--student_model", str(student)]
+    flags += ["--init_from_teacher", "2,4", "--output_dir", toy / "copied"]
+    toy.run(*flags, "--learning_rate", "0", epochs=0.1)
+    ours, theirs = weights_of(toy / "copied"), weights_of(toy / "teacher")
+    for name in ("attention.self.query.weight", "output.dense.bias"):
+        assert torch.equal(
+            ours[f"bert.encoder.layer.1.{name}"], theirs[f"bert.encoder.layer.3.{name}"]
+        )
+    assert toy.metrics("copied")[-1]["eval_embedding"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("stage", ["layers", "prediction"])
+def test_a_resumed_run_equals_an_unbroken_one(
+    toy: Toy, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--teacher_model", toy / "teacher", "--save_steps", "3", "--eval_step", "5"]
+    flags += ["--student_model", toy / "layers", "--log_steps", "2"]
+    flags += ["--pred_distill"] if stage == "prediction" else []
+    flags += ["--gradient_accumulation_steps", "2", "--train_batch_size", "48"]
+    toy.run(*flags, "--output_dir", toy / f"unbroken_{stage}", epochs=1.5)
+    save = RunState.save
+    saves = []
+
+    def die_after_saving(self: RunState, *args: object) -> None:
+        save(self, *args)
+        saves.append(self.step)
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunState, "save", die_after_saving)
+    output = ["--output_dir", toy / f"broken_{stage}"]
+    with pytest.raises(KeyboardInterrupt):
+        toy.run(*flags, *output, epochs=1.5)
+    assert saves == [3, 6]
+    toy.run(*flags, *output, "--resume", epochs=1.5)
+    assert same_weights(toy / f"broken_{stage}", toy / f"unbroken_{stage}")
+    assert toy.metrics(f"broken_{stage}") == toy.metrics(f"unbroken_{stage}")
+    assert toy.results(f"broken_{stage}") == toy.results(f"unbroken_{stage}")
+    with pytest.raises(UserError, match="--num_train_epochs was 1.5 and is now 2"):
+        toy.run(*flags, *output, "--resume", epochs=2)
+
+
+def test_defaults_come_from_the_table_and_are_said(
+    toy: Toy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    data = ["--data_dir", str(toy.root / "data" / "SST-2"), "--task_name", "sst2"]
+    flags = ["--teacher_model", toy / "teacher", "--student_model", toy / "general"]
+    output = ["--output_dir", toy / "defaults", "--train_batch_size", "384"]
+    task_distill.main([*data, *flags, *output])
+    args = json.loads((toy.root / "defaults" / "args.json").read_text())
+    assert (args["num_train_epochs"], args["max_seq_length"], args["eval_step"]) == (20, 64, 50)
+    assert "--num_train_epochs 20: the default for SST-2" in caplog.text
+
+
+def test_onnx_and_benchmark(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx")
+    quick = replace_effort()
+    monkeypatch.setattr("transformer.costs.Effort", quick)
+    flags = ["--student_model", toy / "student", "--teacher_model", toy / "teacher"]
+    flags += ["--output_dir", toy / "deployed", "--export_onnx", toy / "student.onnx"]
+    toy.run("--benchmark", *flags)
+    figures = json.loads((toy.root / "deployed" / "benchmark.json").read_text())
+    assert figures["student"]["parameters"] < figures["teacher"]["parameters"]
+    assert (toy.root / "student.onnx").stat().st_size > 1000
+
+
+def replace_effort() -> Callable[[], object]:
+    """Return a way to measure that takes no time."""
+    from transformer.costs import Effort
+
+    quick = replace(Effort(), sentences=2, passes=1, seconds=0.0)
+    return lambda: quick
+
+
+def test_every_flag_of_the_original_is_there() -> None:
+    parser = task_distill.build_parser()
+    original = (
+        "data_dir teacher_model student_model task_name output_dir cache_dir max_seq_length "
+        "do_eval do_lower_case train_batch_size eval_batch_size learning_rate weight_decay wd "
+        "num_train_epochs warmup_proportion no_cuda seed gradient_accumulation_steps aug_train "
+        "eval_step pred_distill data_url temperature"
+    )
+    flags = {option for action in parser._actions for option in action.option_strings}
+    assert {f"--{name}" for name in original.split()} <= flags
+    assert all(action.help for action in parser._actions)
+
+
+def test_models_are_classifiers_that_hugging_face_opens(toy: Toy) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(toy / "student").eval()
+    ours = TinyBertForSequenceClassification.from_pretrained(toy / "student").eval()
+    ids = torch.randint(5, 60, (3, 11), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, atol=1e-5, rtol=1e-5)
