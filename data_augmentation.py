@@ -31,7 +31,7 @@ from transformer.augmented_rows import (
 )
 from transformer.checkpoint import load_model
 from transformer.file_utils import UserError, cached_path
-from transformer.glove import load_word_vectors, nearest_words
+from transformer.glove import find_source, load_word_vectors, nearest_words
 from transformer.glue import Task, add_task_arguments, resolve_task
 from transformer.masked_lm import MaskedLM
 from transformer.modeling import BertForMaskedLM
@@ -133,6 +133,8 @@ def check_args(args: argparse.Namespace) -> None:
     ):
         if wrong:
             raise UserError(message)
+    if args.glove_embs:
+        find_source(args.glove_embs)
 
 
 def open_input(args: argparse.Namespace, task: Task) -> RowReader:

@@ -155,8 +155,8 @@ def summarise(counts: Counter[str], wanted: int) -> list[str]:
         f"{counts['rows'] + counts['variants']:,} rows",
         f"{counts['words']:,} words may be replaced: {share:.1f}% have candidates, {each:.1f} each "
         f"({masked:,} from the masked LM, {vectors:,} from word vectors)",
-        f"{counts['fewer']:,} texts have fewer than {wanted} variants, {counts['none']:,} of them "
-        f"none: {counts['missing']:,} variants do not exist",
+        f"texts with fewer than {wanted} variants: {counts['fewer']:,}, with none: "
+        f"{counts['none']:,}; {counts['missing']:,} variants do not exist",
     ]
 
 

@@ -73,7 +73,7 @@ def load_word_vectors(
         UserError: no such file, or a line whose width or numbers are wrong; it names the line.
     """
     path = Path(path)
-    source = _source(path)
+    source = find_source(path)
     stat = source.stat()
     identity = {"size": stat.st_size, "time": stat.st_mtime_ns}
     words_file, vectors_file = _cache_files(path, limit, cache_dir)
@@ -146,8 +146,12 @@ def _unit(vectors: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.tensor(vectors, device=device), dim=1)
 
 
-def _source(path: Path) -> Path:
-    """Return the file on disk that holds `path`: itself, or the zip archive it lies in."""
+def find_source(path: Path) -> Path:
+    """Return the file on disk that holds `path`: itself, or the zip archive it lies in.
+
+    Raises:
+        UserError: there is none.
+    """
     for candidate in (path, *path.parents):
         if candidate.is_file() and (candidate == path or candidate.suffix == ".zip"):
             return candidate
@@ -186,7 +190,7 @@ def _map_vectors(words: list[str], file: Path, width: int) -> WordVectors:
 
 def _open(path: Path) -> IO[bytes]:
     """Open a plain, gzip or zip file for reading bytes."""
-    source = _source(path)
+    source = find_source(path)
     if source.suffix == ".gz":
         return gzip.open(source, "rb")
     if source.suffix != ".zip":
