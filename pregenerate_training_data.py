@@ -25,7 +25,7 @@ from typing import IO
 
 from transformer.corpus import Corpus, Survey, find_corpus_files
 from transformer.corpus_tokens import BlockTokenizer, token_dtype
-from transformer.file_utils import UserError
+from transformer.file_utils import UserError, upload
 from transformer.instance_lines import InstanceFormatter, TokenTable
 from transformer.instances import InstanceSampler, InstanceSettings, PartWriter
 from transformer.outputs import file_lock, prepare_output_dir, save_args
@@ -115,19 +115,6 @@ def check_args(args: argparse.Namespace) -> None:
         logger.warning("--do_whole_word_mask does nothing: --masked_lm_prob is 0")
 
 
-def instance_settings(args: argparse.Namespace) -> InstanceSettings:
-    """Collect what the examples look like."""
-    return InstanceSettings(
-        max_seq_len=args.max_seq_len,
-        short_seq_prob=args.short_seq_prob,
-        masked_lm_prob=args.masked_lm_prob,
-        max_predictions_per_seq=args.max_predictions_per_seq,
-        whole_word_mask=args.do_whole_word_mask,
-        one_seq=args.one_seq,
-        seed=args.seed,
-    )
-
-
 @dataclass(frozen=True)
 class Inputs:
     """What the examples are made from; a pipe has no survey, because it can be read only once."""
@@ -148,6 +135,9 @@ def main(argv: list[str] | None = None) -> None:
     inputs = open_inputs(args)
     run = open_run(args, inputs)
     save_args(args, args.output_dir)
+    if args.data_url:
+        # An address that cannot be written is told now, not after hours.
+        upload(args.output_dir / "args.json", args.data_url)
     with file_lock(args.output_dir / ".lock", f"it writes to {args.output_dir}"):
         if args.resume:
             run.restore()
@@ -156,7 +146,8 @@ def main(argv: list[str] | None = None) -> None:
             write_epochs(args, run, store, inputs)
         run.remove_store()
         run.save()
-    upload_results(args, run)
+    if args.data_url:
+        run.upload_epochs(args.data_url)
     summarize(args, run, time.monotonic() - started)
 
 
@@ -173,7 +164,16 @@ def open_inputs(args: argparse.Namespace) -> Inputs:
     if corpus.can_be_read_twice:
         survey = corpus.survey(args.errors)
         check_documents(args, 2 if survey.has_two_documents else int(survey.has_text))
-    return Inputs(corpus, survey, tokenizer, instance_settings(args))
+    settings = InstanceSettings(
+        max_seq_len=args.max_seq_len,
+        short_seq_prob=args.short_seq_prob,
+        masked_lm_prob=args.masked_lm_prob,
+        max_predictions_per_seq=args.max_predictions_per_seq,
+        whole_word_mask=args.do_whole_word_mask,
+        one_seq=args.one_seq,
+        seed=args.seed,
+    )
+    return Inputs(corpus, survey, tokenizer, settings)
 
 
 def check_documents(args: argparse.Namespace, documents: int) -> None:
@@ -286,6 +286,8 @@ def write_epochs(
                 bring_to_disk(file)
             run.save()
             run.publish_epoch(args.max_seq_len)
+            if args.data_url:
+                run.upload_epochs(args.data_url)
 
 
 def task_window(args: argparse.Namespace) -> int:
@@ -297,16 +299,6 @@ def bring_to_disk(file: IO[bytes]) -> None:
     """Flush all that was written."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def upload_results(args: argparse.Namespace, run: PregenerationRun) -> None:
-    """Copy the epochs to --data_url."""
-    if args.data_url:
-        from transformer.file_utils import upload
-
-        for epoch in range(run.state.epoch):
-            upload(run.epoch_path(epoch), args.data_url)
-            upload(run.epoch_path(epoch, "_metrics.json"), args.data_url)
 
 
 def summarize(args: argparse.Namespace, run: PregenerationRun, seconds: float) -> None:

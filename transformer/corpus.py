@@ -161,8 +161,10 @@ class DocumentCount:
             self._inside = False
         if self.at_least_two:
             return
-        for line in lines_of(block.data):
-            has_text = bool(line.strip())
+        for number, line in enumerate(lines_of(block.data)):
+            # The rest of a line that began in the last block may be blank; the line need not be.
+            is_rest = number == 0 and block.continues_line
+            has_text = bool(line.strip()) or (is_rest and self._inside)
             self.count += has_text and (block.is_json or not self._inside)
             self._inside = has_text
             if self.at_least_two:
@@ -211,9 +213,12 @@ def _looks_like_json_lines(start: bytes) -> bool:
 
 
 def _block_end(buffer: bytes, is_json: bool) -> int:
-    """Return where to cut: behind the last line end, else behind a blank, else a character."""
+    """Return where to cut: behind the last line end; 0 for nowhere yet.
+
+    A line of text that fills a block is cut behind a blank, else behind a character.
+    """
     end = buffer.rfind(b"\n") + 1
-    if end or is_json:
+    if end or is_json or len(buffer) < BLOCK_BYTES:
         return end
     end = buffer.rfind(b" ") + 1
     if end:

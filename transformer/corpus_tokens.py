@@ -103,7 +103,9 @@ class BlockTokenizer:
         lines = text.removesuffix("\n").split("\n")
         for number, line in enumerate(lines, start=block.line):
             content = line.strip()
-            if not content or block.is_json:
+            # subtle: the rest of a line that began in the last block is no blank line.
+            is_rest = block.continues_line and number == block.line
+            if block.is_json or not (content or is_rest):
                 yield DOCUMENT_BREAK
             if content and block.is_json:
                 for paragraph in self._json_text(content, f"{block.path}, line {number}", counts):

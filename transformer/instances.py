@@ -184,7 +184,9 @@ class InstanceSampler:
 
     def _groups(self, ids: list[int], first_length: int) -> list[tuple[int, int]]:
         """Return the spans that are masked together: tokens, or words with their ## pieces."""
-        segments = [(1, first_length - 1), (first_length, len(ids) - 1)]
+        segments = [(1, first_length - 1)]
+        if first_length < len(ids):
+            segments.append((first_length, len(ids) - 1))
         if not self.settings.whole_word_mask:
             return [(i, i + 1) for begin, end in segments for i in range(begin, end)]
         groups = []

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from .corpus import Corpus, Survey
 from .corpus_tokens import BlockTokenizer
-from .file_utils import UserError, atomic_write, sync_directory
+from .file_utils import UserError, atomic_write, sync_directory, upload
 from .instance_lines import TokenTable
 from .instances import InstanceSettings
 from .token_store import StoreState
@@ -67,6 +67,7 @@ class PregenerationRun:
         name = f"pregenerate-{zlib.crc32(str(output_dir.resolve()).encode()):08x}"
         self.store_dir = tmp_dir / name if tmp_dir else output_dir / ".tokens"
         self._saved_at = time.monotonic()
+        self._uploaded: set[Path] = set()
 
     def epoch_path(self, epoch: int, suffix: str = ".json") -> Path:
         """Return epoch_N.json, epoch_N_metrics.json..."""
@@ -148,6 +149,13 @@ class PregenerationRun:
         self.state.instances_of_epoch.append(self.state.instances)
         self.state.parts = self.state.size = self.state.instances = 0
         self.save()
+
+    def upload_epochs(self, data_url: str) -> None:
+        """Copy the finished epochs that are not there yet; what fails is tried the next time."""
+        for epoch in range(self.state.epoch):
+            for path in (self.epoch_path(epoch, "_metrics.json"), self.epoch_path(epoch)):
+                if path not in self._uploaded and upload(path, data_url):
+                    self._uploaded.add(path)
 
     def remove_results(self) -> None:
         """Remove what a former run left."""
