@@ -25,6 +25,8 @@ RUN_FILES = (
     "training_state.pt",
 )
 
+LEFTOVERS = ".*.tmp"
+
 
 def restarted() -> bool:
     """Say whether torchrun started this process again after a rank was lost."""
@@ -48,7 +50,9 @@ def prepare_output_dir(
         raise UserError("--resume and --overwrite_output_dir contradict each other; give one")
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path} is a file; give a directory")
-    held = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    entries = path.iterdir() if path.exists() else ()
+    # What atomic_write left when it was killed is nothing that is held.
+    held = sorted(entry.name for entry in entries if not entry.match(LEFTOVERS))
     if held and not resume and not overwrite:
         raise UserError(
             f"--output_dir {path} holds files ({held[0]}, ...): give --resume to go on with the "
@@ -70,7 +74,7 @@ def prepare_output_dir(
 
 def _remove_stale(path: Path, *, remove_run: bool) -> None:
     """Remove what a killed run left unfinished and, if asked, the former run itself."""
-    for leftover in path.glob(".*.tmp"):
+    for leftover in path.glob(LEFTOVERS):
         leftover.unlink(missing_ok=True)
     if remove_run:
         for name in RUN_FILES:
