@@ -326,15 +326,19 @@ def test_the_row_of_padding_is_learnt():
     assert model.embeddings.word_embeddings.weight.grad[0].abs().sum() > 0
 
 
-def test_compiled_model_gives_the_same_numbers():
-    model = random_student(fit_size=48)
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_model_gives_the_same_numbers(dynamic):
+    model = random_student(fit_size=48, num_hidden_layers=3)
     inputs = make_inputs()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    options = {"score_layers": (1, 3), "fit_layers": (0, 3), "num_layers": 4, "classify": False}
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    options = {"score_layers": (1,), "fit_layers": (0, 2), "qkv_layers": (2,)}
+    options |= {"num_layers": 2, "classify": False}
     expected, output = model(*inputs, **options), compiled(*inputs, **options)
-    for number in (1, 3):
-        assert_close(output.attention_scores[number], expected.attention_scores[number])
-    for number in (0, 3):
+    assert list(output.attention_scores) == [1] and list(output.fitted) == [0, 2]
+    assert list(output.qkv) == [2] and len(output.hidden_states) == 3
+    assert_close(output.attention_scores[1], expected.attention_scores[1])
+    for number in (0, 2):
         assert_close(output.fitted[number], expected.fitted[number])
 
 

@@ -223,6 +223,12 @@ class BertPreTrainedModel(nn.Module):
         return cls(replace(read_config(path_or_config), **config_changes))
 
 
+def _contains(layers: Collection[int], number: int) -> bool:
+    # subtle: torch.compile with dynamic shapes traces the arguments' integers as symbols, and takes
+    # `number in layers` as false; comparing one by one makes it look at their values.
+    return any(number == layer for layer in layers)
+
+
 class BertModel(BertPreTrainedModel):
     """The encoder, with or without pooler."""
 
@@ -262,11 +268,11 @@ class BertModel(BertPreTrainedModel):
         for number, layer in enumerate(self.encoder.layer, start=1):
             if num_layers is not None and number > num_layers:
                 break
-            hidden, scores, layer_qkv = layer(hidden, mask, number in score_layers)
+            hidden, scores, layer_qkv = layer(hidden, mask, _contains(score_layers, number))
             hidden_states.append(hidden)
             if scores is not None:
                 attention_scores[number] = scores
-            if number in qkv_layers:
+            if _contains(qkv_layers, number):
                 qkv[number] = layer_qkv
         pooled = self.pooler(hidden) if pool and self.pooler is not None else None
         return BertOutput(None, attention_scores, tuple(hidden_states), pooled, {}, qkv)
