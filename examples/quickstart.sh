@@ -142,6 +142,7 @@ stage general "$work/general" python general_distill.py \
     --num_train_epochs "$GENERAL_EPOCHS" \
     --train_batch_size "$BATCH_SIZE" \
     --learning_rate "$GENERAL_LR" \
+    --log_steps 25 \
     --output_dir "$work/general"
 
 # 3. Data augmentation: writes train_aug.tsv beside train.tsv
@@ -154,7 +155,7 @@ stage augment "$work/data/glue/SST-2/train_aug.tsv" python data_augmentation.py 
 
 # 4. Task distillation: the teacher learns the task, then the student learns from it, twice
 task=(--data_dir "$work/data/glue/SST-2" --task_name SST-2 --do_lower_case
-    --max_seq_length "$MAX_SEQ_LENGTH" --train_batch_size "$BATCH_SIZE")
+    --max_seq_length "$MAX_SEQ_LENGTH" --train_batch_size "$BATCH_SIZE" --log_steps 25)
 
 stage teacher "$work/teacher" python task_distill.py \
     --finetune \
