@@ -15,30 +15,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
-from transformer.checkpoint import load_model, read_config, save_checkpoint
-from transformer.data import BatchPlan, PackedDataset
-from transformer.distillation import (
-    IntermediateObjective,
-    add_distillation_arguments,
-    layer_map,
-    objective_from_args,
-)
-from transformer.file_utils import UserError, cached_path
-from transformer.lessons import IntermediateLesson, lesson_loss
-from transformer.modeling import BertConfig, TinyBertForPreTraining
-from transformer.pretraining_data import find_epoch_files, open_pretraining_data
+from transformer.checkpoint import save_checkpoint
+from transformer.data import PackedDataset
+from transformer.distillation import add_distillation_arguments
+from transformer.file_utils import UserError, upload
+from transformer.general_job import Job, load_data, load_models, plan_job
+from transformer.lessons import lesson_loss
 from transformer.reporting import Progress, Speed, closing_summary, save_curves
 from transformer.runtime import (
-    Runtime,
     add_runtime_arguments,
     close_runtime,
     prepare_output_dir,
@@ -46,8 +35,6 @@ from transformer.runtime import (
     save_args,
     setup_runtime,
 )
-from transformer.task_models import check_vocabularies, copy_layers, student_changes
-from transformer.tokenization import BertTokenizer
 from transformer.training import (
     Lesson,
     RunPlan,
@@ -57,10 +44,8 @@ from transformer.training import (
     begin_state,
     check_same_run,
     check_training_arguments,
-    compile_forward,
     distribute,
     fingerprint,
-    freeze_teacher,
     is_due,
     mark_finished,
     read_state,
@@ -71,11 +56,6 @@ from transformer.training import (
 )
 
 logger = logging.getLogger("general_distill")
-
-# With --do_eval, this share at the end of every epoch's examples is held out, but not more than so
-# many: the last documents of the corpus, the same ones in every epoch.
-HELD_OUT_SHARE = 0.01
-HELD_OUT_MOST = 2000
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -139,27 +119,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# --- checks and set-up -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run is about, known before any weight is read."""
-
-    args: argparse.Namespace
-    runtime: Runtime
-    teacher_dir: Path
-    student_dir: Path
-    tokenizer: BertTokenizer
-    student_changes: dict[str, Any]
-    objective: IntermediateObjective
-
-    @property
-    def pad_to(self) -> int | None:
-        """Return the length of all batches, where padding counts; None where it does not."""
-        return self.args.max_seq_length if self.args.loss_on_padding else None
-
-
 def check_args(args: argparse.Namespace) -> None:
     """Find mistakes in single flags."""
     check_training_arguments(args)
@@ -167,85 +126,6 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--max_seq_length {args.max_seq_length}: give 3 or more")
     if args.continue_train and args.init_from_teacher:
         raise UserError("--continue_train and --init_from_teacher contradict each other; give one")
-
-
-def plan_job(args: argparse.Namespace, runtime: Runtime) -> Job:
-    """Find the models and check that they fit each other and the flags."""
-    teacher_dir = cached_path(args.teacher_model, args.cache_dir)
-    student_dir = cached_path(args.student_model, args.cache_dir)
-    tokenizer = BertTokenizer.from_pretrained(teacher_dir, do_lower_case=args.do_lower_case)
-    teacher_config = read_config(teacher_dir)
-    changes = student_changes(
-        student_dir, teacher_config, copies_layers=bool(args.init_from_teacher)
-    )
-    student_config = BertConfig.from_dict({**read_config(student_dir).to_dict(), **changes})
-    for whose, config in (("teacher", teacher_config), ("student", student_config)):
-        if config.vocab_size < len(tokenizer.vocab):
-            raise UserError(
-                f"the {whose}'s vocab_size is {config.vocab_size}, but the teacher's vocabulary "
-                f"has {len(tokenizer.vocab)} entries; set it to that in the {whose}'s config.json"
-            )
-    if (student_dir / "vocab.txt").is_file():
-        check_vocabularies(BertTokenizer.from_pretrained(student_dir), tokenizer)
-    objective = objective_from_args(args, student_config, teacher_config)
-    if args.init_from_teacher:
-        depths = student_config.num_hidden_layers, teacher_config.num_hidden_layers
-        layer_map(*depths, args.init_from_teacher)
-    return Job(args, runtime, teacher_dir, student_dir, tokenizer, changes, objective)
-
-
-def load_data(job: Job) -> tuple[RunPlan, tuple[PackedDataset, int]]:
-    """Return the steps of the run; and the data and first number of the held-out examples."""
-    args = job.args
-    files = find_epoch_files(args.pregenerated_data, args.max_seq_length)
-    datasets = open_pretraining_data(
-        files, job.tokenizer.vocab, cache_dir=args.cache_dir, is_main=job.runtime.is_main
-    )
-    plans = []
-    for file, dataset in zip(files, datasets, strict=True):
-        held_out = min(math.ceil(len(dataset) * HELD_OUT_SHARE), HELD_OUT_MOST)
-        examples = len(dataset) - held_out * args.do_eval
-        if examples < 1:
-            raise UserError(f"{file.path}: {len(dataset)} examples leave none to train on")
-        batch_size = args.train_batch_size * job.runtime.world_size
-        plans.append(BatchPlan(dataset, batch_size, args.seed, examples=examples))
-    plan = RunPlan(plans, args.num_train_epochs)
-    logger.info(
-        "%d examples in %d file%s; %d x %d examples a step; %g epochs are %d steps",
-        sum(p.examples for p in plans),
-        len(files),
-        "s" if len(files) > 1 else "",
-        job.runtime.world_size,
-        args.train_batch_size,
-        args.num_train_epochs,
-        plan.total_steps,
-    )
-    return plan, (datasets[0], plans[0].examples)
-
-
-def load_models(job: Job) -> tuple[TinyBertForPreTraining, IntermediateLesson]:
-    """Return the student, on its device, and what the frozen teacher has to teach it."""
-    args, runtime = job.args, job.runtime
-    teacher, loaded = load_model(
-        TinyBertForPreTraining, job.teacher_dir, config_changes={"fit_size": 0}
-    )
-    loaded.log()
-    torch.manual_seed(args.seed)
-    if args.continue_train:
-        student = TinyBertForPreTraining.from_pretrained(job.student_dir, **job.student_changes)
-    else:
-        student = TinyBertForPreTraining.from_scratch(job.student_dir, **job.student_changes)
-    if args.init_from_teacher:
-        depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-        copy_layers(student, teacher, layer_map(*depths, args.init_from_teacher))
-    frozen = job.objective.freeze_unread(student)
-    if frozen:
-        logger.info("not trained, because no loss term reads them: %d tensors", len(frozen))
-    student.to(runtime.device).train()
-    freeze_teacher(teacher, runtime)
-    if args.compile:
-        compile_forward(student, teacher)
-    return student, IntermediateLesson(teacher, job.objective, classifiers=False)
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -317,6 +197,8 @@ def evaluate_and_publish(
                 save_student(job, state.student, args.output_dir / "best")
     if runtime.is_main:
         save_student(job, state.student, args.output_dir)
+        if args.data_url:
+            upload(args.output_dir, args.data_url)
 
 
 def save_student(job: Job, student: nn.Module, output_dir: Path) -> None:

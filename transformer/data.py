@@ -58,7 +58,7 @@ def collate(
     *,
     pad_token_id: int,
     pad_to: int | None = None,
-    multiple: int = 8,
+    multiple: int = 2,
 ) -> Batch:
     """Pad the examples to the longest of them, rounded up to `multiple`, or to `pad_to`."""
     indices = np.asarray(indices, np.int64)

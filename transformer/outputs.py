@@ -23,6 +23,9 @@ RUN_FILES = (
     "pytorch_model.bin",
     "training_curves.png",
     "training_state.pt",
+    "best/config.json",
+    "best/model.safetensors",
+    "best/pytorch_model.bin",
 )
 
 LEFTOVERS = ".*.tmp"
@@ -74,8 +77,9 @@ def prepare_output_dir(
 
 def _remove_stale(path: Path, *, remove_run: bool) -> None:
     """Remove what a killed run left unfinished and, if asked, the former run itself."""
-    for leftover in path.glob(LEFTOVERS):
-        leftover.unlink(missing_ok=True)
+    for leftover in [*path.glob(LEFTOVERS), *path.glob(f"*/{LEFTOVERS}")]:
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
     if remove_run:
         for name in RUN_FILES:
             (path / name).unlink(missing_ok=True)

@@ -6,17 +6,17 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from transformer.data import PackedDataset, PackedWriter
+from transformer.epoch_lines import available_cores, chunks_of, hash_chunk, parse_chunk
 from transformer.file_utils import UserError, atomic_write
 from transformer.parallel import ordered_map
 from transformer.reporting import Progress
@@ -24,8 +24,6 @@ from transformer.runtime import file_lock
 
 logger = logging.getLogger(__name__)
 
-# Bytes that one worker parses at a time: a few thousand lines, some tens of MB while parsed.
-CHUNK_BYTES = 4 << 20
 # A file whose stamps are younger than this may change again without a new stamp.
 STAMP_SECONDS = 3.0
 SHOWN_ERRORS = 10
@@ -114,10 +112,10 @@ def _open_or_pack(
     file: EpochFile, vocab: dict[str, int], place: Path, is_main: bool
 ) -> PackedDataset:
     store = place / f"{file.path.stem}.{_store_key(file.path, vocab, place)}.packed"
-    if not os.access(place, os.W_OK) and not store.is_dir():
-        raise UserError(f"{place} cannot be written; give a --cache_dir for the packed data")
     if not os.access(place, os.W_OK):
-        return _check_examples(file, PackedDataset.open(store))
+        if _is_fresh(store, file.path):
+            return _check_examples(file, PackedDataset.open(store))
+        raise UserError(f"{place} cannot be written; give a --cache_dir for the packed data")
     with file_lock(store.with_suffix(".lock"), f"{file.path} is being packed"):
         if not _is_fresh(store, file.path):
             _pack(file, vocab, store, is_main)
@@ -173,70 +171,29 @@ def _is_fresh(store: Path, source: Path) -> bool:
     if meta.get("content") != _hash_file(source):
         logger.info("%s has changed: packing it again", source)
         return False
-    with atomic_write(store / "meta.json") as file:
-        json.dump({**meta, "stamp": _settled(stamp)}, file, indent=2)
+    if os.access(store, os.W_OK):
+        with atomic_write(store / "meta.json") as file:
+            json.dump({**meta, "stamp": _settled(stamp)}, file, indent=2)
     return True
 
 
 def _settled(stamp: list[int]) -> list[int] | None:
     """Return a stamp that can be trusted later: not one of a file written this very moment."""
-
     return stamp if time.time() - stamp[2] / 1e9 > STAMP_SECONDS else None
 
 
 def _hash_file(path: Path) -> str:
     """Hash the hashes of the chunks, as packing does."""
     total = hashlib.sha256()
-    with closing(ordered_map(partial(_hash_chunk, path), _chunks(path), _workers())) as digests:
+    with closing(
+        ordered_map(partial(hash_chunk, path), chunks_of(path), available_cores())
+    ) as digests:
         for digest in digests:
             total.update(digest)
     return total.hexdigest()
 
 
-def _hash_chunk(path: Path, chunk: tuple[int, int]) -> bytes:
-    return hashlib.sha256(_read_chunk(path, chunk)).digest()
-
-
-def _workers() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _chunks(path: Path) -> Iterator[tuple[int, int]]:
-    """Cut a file at line ends into (start, end) of about CHUNK_BYTES."""
-    start = 0
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while start < size:
-            file.seek(min(start + CHUNK_BYTES, size))
-            file.readline()
-            end = file.tell()
-            yield start, end
-            start = end
-
-
-def _read_chunk(path: Path, chunk: tuple[int, int]) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(chunk[0])
-        return file.read(chunk[1] - chunk[0])
-
-
 # --- packing -----------------------------------------------------------------------------------
-
-
-@dataclass
-class _Parsed:
-    """What a worker made of a chunk; errors are (line of the chunk from 0, what is wrong)."""
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    first_lengths: np.ndarray
-    digest: bytes
-    errors: list[tuple[int, str]] = field(default_factory=list)
-
-
-class _Line(NamedTuple):
-    ids: list[int]
-    first_length: int
 
 
 def _pack(file: EpochFile, vocab: dict[str, int], store: Path, is_main: bool) -> None:
@@ -244,13 +201,18 @@ def _pack(file: EpochFile, vocab: dict[str, int], store: Path, is_main: bool) ->
     stamp = _stamp(file.path)
     total = hashlib.sha256()
     errors: list[str] = []
+    for leftover in store.parent.glob(f".{store.name}.*.tmp"):
+        shutil.rmtree(leftover)  # of a process that was killed: we hold the lock
     writer = PackedWriter(store, len(vocab))
-    parse = partial(_parse_chunk, file.path, vocab, file.max_seq_length)
+    parse = partial(parse_chunk, file.path, vocab, file.max_seq_length)
     progress = Progress(
         file.examples, description=f"packing {file.path.name}", unit="lines", enabled=is_main
     )
     try:
-        with progress, closing(ordered_map(parse, _chunks(file.path), _workers())) as results:
+        with (
+            progress,
+            closing(ordered_map(parse, chunks_of(file.path), available_cores())) as results,
+        ):
             lines = 0
             for parsed in results:
                 errors += [f"line {lines + n + 1}: {what}" for n, what in parsed.errors]
@@ -268,58 +230,3 @@ def _pack(file: EpochFile, vocab: dict[str, int], store: Path, is_main: bool) ->
     except BaseException:
         writer.abort()
         raise
-
-
-def _parse_chunk(
-    path: Path, vocab: dict[str, int], max_length: int, chunk: tuple[int, int]
-) -> _Parsed:
-    content = _read_chunk(path, chunk)
-    ids: list[int] = []
-    lengths: list[int] = []
-    first_lengths: list[int] = []
-    errors: list[tuple[int, str]] = []
-    # subtle: not splitlines(), which also splits at characters that JSON allows in a string.
-    for number, raw in enumerate(content.removesuffix(b"\n").split(b"\n")):
-        try:
-            line = _parse_line(raw, vocab, max_length)
-        except ValueError as error:
-            errors.append((number, str(error)))
-            line = _Line([], 0)
-        ids += line.ids
-        lengths.append(len(line.ids))
-        first_lengths.append(line.first_length)
-    digest = hashlib.sha256(content).digest()
-    packed = np.array(ids, np.int32), np.array(lengths), np.array(first_lengths)
-    return _Parsed(*packed, digest, errors)
-
-
-def _parse_line(raw: bytes, vocab: dict[str, int], max_length: int) -> _Line:
-    """Turn one line into token ids.
-
-    Raises:
-        ValueError: what is wrong with the line.
-    """
-    try:
-        example: dict[str, Any] = json.loads(raw)
-        tokens, segments = example["tokens"], example["segment_ids"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError("cut off, or no JSON object with tokens and segment_ids") from None
-    if not isinstance(tokens, list) or not isinstance(segments, list) or not tokens:
-        raise ValueError("tokens and segment_ids must be lists, and not empty")
-    if len(tokens) > max_length:
-        raise ValueError(f"{len(tokens)} tokens, more than the {max_length} of its metrics file")
-    first_length = segments.count(0)
-    if segments != [0] * first_length + [1] * (len(tokens) - first_length):
-        raise ValueError(
-            f"segment_ids must be one 0 or 1 for each of {len(tokens)} tokens, 0s first"
-        )
-    positions = example.get("masked_lm_positions", [])
-    if len(positions) != len(example.get("masked_lm_labels", [])) or any(
-        not 0 <= position < len(tokens) for position in positions
-    ):
-        raise ValueError("masked_lm_positions must lie in the tokens, with one label each")
-    try:
-        return _Line([vocab[token] for token in tokens], first_length)
-    except (KeyError, TypeError):
-        unknown = next(t for t in tokens if not isinstance(t, str) or t not in vocab)
-        raise ValueError(f"token {unknown!r} is not in the student's vocabulary") from None

@@ -136,8 +136,14 @@ def _make_step_batches(
             # A last batch smaller than the number of ranks: this rank must still take part in the
             # exchange of gradients, with an example whose losses are divided by infinity.
             shares, counts = [indices[:1]], LossCounts(math.inf, math.inf, math.inf)
-        batches = [collate(dataset, s, pad_token_id=pad_token_id, pad_to=pad_to) for s in shares]
-        if runtime.device.type == "cuda":
+        on_gpu = runtime.device.type == "cuda"
+        # Tensor cores want multiples of 8; a CPU does not care, and short sentences do.
+        multiple = 8 if on_gpu else 2
+        batches = [
+            collate(dataset, share, pad_token_id=pad_token_id, pad_to=pad_to, multiple=multiple)
+            for share in shares
+        ]
+        if on_gpu:
             batches = [batch.pin_memory() for batch in batches]
         yield StepBatch(
             step=step,

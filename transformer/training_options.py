@@ -106,6 +106,8 @@ def check_training_arguments(args: argparse.Namespace) -> None:
     for name in ("learning_rate", "weight_decay"):
         if not 0 <= getattr(args, name) < math.inf:
             raise UserError(f"--{name} {getattr(args, name)}: give a number of 0 or more")
+    if "://" in args.data_url and not args.data_url.startswith("s3://"):
+        raise UserError(f"--data_url {args.data_url}: give s3://BUCKET/PREFIX or a directory")
     if args.tensorboard:
         _check_tensorboard()
 
