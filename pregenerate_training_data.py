@@ -25,6 +25,7 @@ from typing import IO
 
 from transformer.corpus import Corpus, Survey, find_corpus_files
 from transformer.corpus_tokens import BlockTokenizer, token_dtype
+from transformer.exits import run_script
 from transformer.file_utils import UserError, upload
 from transformer.instance_lines import InstanceFormatter, TokenTable
 from transformer.instances import InstanceSampler, InstanceSettings, PartWriter
@@ -32,7 +33,6 @@ from transformer.outputs import file_lock, prepare_output_dir, save_args
 from transformer.parallel import ordered_map
 from transformer.pregeneration import PregenerationRun, check_space, estimate_sizes
 from transformer.reporting import Progress, closing_summary, format_seconds, setup_logging
-from transformer.runtime import run_script
 from transformer.token_store import PART_TOKENS, StoreState, TokenStore, TokenStoreWriter
 from transformer.tokenization import BertTokenizer
 

@@ -5,20 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
-import sys
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from transformer.exits import RunError, run_script
 from transformer.file_utils import UserError
 from transformer.outputs import file_lock, prepare_output_dir, restarted, save_args
 from transformer.permutation import mix_seed
@@ -45,10 +41,6 @@ logger = logging.getLogger(__name__)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Longest wait of one rank for another in a collective; long preparations wait on file locks.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on, told in one line; the exit code is 1."""
 
 
 @dataclass(frozen=True)
@@ -239,55 +231,3 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     no generator has to be saved, and different in each rank.
     """
     torch.manual_seed(mix_seed(seed, step, rank) >> 1)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
-
-
-def _is_lost_rank(error: RuntimeError) -> bool:
-    """Say whether `error` comes from a collective whose partner is gone."""
-    if isinstance(error, dist.DistError):
-        return True
-    text = str(error).lower()
-    return dist.is_initialized() and any(word in text for word in ("gloo", "nccl", "connection"))
-
-
-def _tell(message: str) -> None:
-    rank = int(os.environ.get("RANK", "0"))
-    prefix = f"rank {rank}: " if rank else ""
-    print(f"{Path(sys.argv[0]).name}: error: {prefix}{message}", file=sys.stderr, flush=True)
-
-
-def run_script(main: Callable[[], Any]) -> int:
-    """Call `main` and return the exit code; a user's mistake becomes one line on stderr.
-
-    0: done. 1: the run failed. 2: the user's mistake. 130, 143: interrupted, terminated.
-    """
-    # subtle: a signal that arrives outside the training loop still cleans up and says its code.
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        main()
-    except UserError as error:
-        # Every rank finds the same mistake; the others leave the main one time to say it.
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(2)
-        _tell(str(error))
-        return 2
-    except BrokenPipeError:
-        # The reader of our stdout has left; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except (RunError, OSError) as error:
-        _tell(str(error))
-        is_users = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
-        return 2 if is_users else 1
-    except KeyboardInterrupt:
-        _tell("interrupted")
-        return 130
-    except RuntimeError as error:
-        if not _is_lost_rank(error):
-            raise
-        _tell(f"lost contact with another rank, so the job stops ({str(error).splitlines()[0]})")
-        return 1
-    return 0

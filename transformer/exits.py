@@ -1,0 +1,76 @@
+"""How a script ends: its exit code, and one line on stderr where a person made a mistake.
+
+Does not import torch, which takes a second and more than a script without a model wants to wait.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformer.file_utils import UserError
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, told in one line; the exit code is 1."""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _is_lost_rank(error: RuntimeError) -> bool:
+    """Say whether `error` comes from a collective whose partner is gone."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is None:
+        return False
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return dist.is_initialized() and any(word in text for word in ("gloo", "nccl", "connection"))
+
+
+def _tell(message: str) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    prefix = f"rank {rank}: " if rank else ""
+    print(f"{Path(sys.argv[0]).name}: error: {prefix}{message}", file=sys.stderr, flush=True)
+
+
+def run_script(main: Callable[[], Any]) -> int:
+    """Call `main` and return the exit code; a user's mistake becomes one line on stderr.
+
+    0: done. 1: the run failed. 2: the user's mistake. 130, 143: interrupted, terminated.
+    """
+    # subtle: a signal that arrives outside the training loop still cleans up and says its code.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        main()
+    except UserError as error:
+        # Every rank finds the same mistake; the others leave the main one time to say it.
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(2)
+        _tell(str(error))
+        return 2
+    except BrokenPipeError:
+        # The reader of our stdout has left; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (RunError, OSError) as error:
+        _tell(str(error))
+        is_users = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
+        return 2 if is_users else 1
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return 130
+    except RuntimeError as error:
+        if not _is_lost_rank(error):
+            raise
+        _tell(f"lost contact with another rank, so the job stops ({str(error).splitlines()[0]})")
+        return 1
+    return 0
