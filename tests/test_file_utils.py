@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from transformer import download
+from transformer import download, file_utils
 from transformer.file_utils import UserError, atomic_write, cached_path, upload
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +42,7 @@ class Site:
     head_status: int = 200
     token: str = ""
     busy: int = 0  # how many answers are 503
+    delay: float = 0  # seconds before a file is sent
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     address: str = ""
 
@@ -100,6 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        threading.Event().wait(self.site.delay)
         body = content[start:]
         if self.site.drop_after:
             self.wfile.write(body[: self.site.drop_after.pop(0)])
@@ -358,6 +360,7 @@ def test_unreachable_server_leaves_the_cached_file_usable(
 
 def test_two_processes_fetch_a_file_once(site: Site, tmp_path: Path) -> None:
     site.files["/x"] = CONTENT
+    site.delay = 1.0
     code = (
         "from transformer.file_utils import cached_path\n"
         f"print(cached_path('{site.address}/x', {str(tmp_path)!r}).stat().st_size)"
@@ -656,6 +659,13 @@ def test_upload_to_s3(bucket: Any, tmp_path: Path) -> None:
     assert keys == ["runs/1/config.json", "runs/1/sub/config.json", "runs/1/vocab.txt"]
     assert upload(tmp_path / "out" / "vocab.txt", "s3://models")
     assert bucket.Object("vocab.txt").get()["Body"].read() == b"vocab.txt"
+
+
+def test_config_is_uploaded_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(file_utils, "_put", lambda file, url, name: order.append(name))
+    assert upload(checkpoint(tmp_path / "out"), "anywhere")
+    assert order == ["vocab.txt", "config.json", "sub/config.json"]
 
 
 def test_upload_to_a_directory_and_again(tmp_path: Path) -> None:
