@@ -42,8 +42,8 @@ class PieceCache(dict[str, tuple[int, ...]]):
     """Remember the ids of a string, in bounded memory; what is absent is computed.
 
     A string is kept if its characters and ids together are at most `MAX_CACHED_LENGTH`: at most
-    330 bytes an entry with its slot, about 170 in English. So the chunks of one tokenizer take at
-    most 173 MB (English: 90 MB) and its words at most half of that. A full cache is emptied: the
+    330 bytes an entry with its slot, about 155 in English. So the chunks of one tokenizer take at
+    most 173 MB (English: 82 MB) and its words at most half of that. A full cache is emptied: the
     frequent strings are back within a few thousand lines, and the cache follows a corpus that
     changes its language.
     """
