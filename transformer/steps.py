@@ -27,7 +27,8 @@ class RunPlan:
         self.plans = tuple(plans)
         whole = [len(self._plan(epoch)) for epoch in range(math.ceil(epochs))]
         if epochs % 1:
-            whole[-1] = math.ceil(whole[-1] * (epochs % 1))
+            # subtle: 2.2 % 1 is a little more than 0.2, and must not add a step.
+            whole[-1] = max(math.ceil(whole[-1] * (epochs % 1) - 1e-6), 1)
         self.steps_in_epochs = whole
         self.total_steps = sum(whole)
 
