@@ -420,6 +420,7 @@ def directory(path: Path, words: list[str], stored: bool | None) -> Path:
     ("words", "stored", "flag", "expected", "warning"),
     [
         (["a"], None, None, True, ""),
+        (["a", "[X1]", "<S>"], None, None, True, ""),
         (["a", "B"], None, None, False, ""),
         (["a", "B"], True, None, True, ""),
         (["a"], True, True, True, ""),

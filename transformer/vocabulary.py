@@ -114,8 +114,9 @@ def resolve_case(
     flag: bool | None, stored: bool | None, vocab: dict[str, int], vocab_file: Path
 ) -> bool:
     """Decide whether to lower-case: the flag, else what is stored, else by the vocabulary."""
+    # "[MASK]" and, in the Chinese vocabulary, "<S>" are marks and no words.
     uncased = not any(
-        token != token.lower() for token in vocab if not re.fullmatch(r"\[.*\]", token)
+        token != token.lower() for token in vocab if not re.fullmatch(r"\[.*\]|<.*>", token)
     )
     if flag is not None and stored is not None and flag != stored:
         logger.warning(
