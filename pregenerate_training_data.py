@@ -27,7 +27,7 @@ from transformer.corpus import Corpus, Survey, find_corpus_files
 from transformer.corpus_tokens import BlockTokenizer, token_dtype
 from transformer.exits import run_script
 from transformer.file_utils import UserError, upload
-from transformer.instance_lines import InstanceFormatter, TokenTable
+from transformer.instance_lines import TokenTable
 from transformer.instances import InstanceSampler, InstanceSettings, PartWriter
 from transformer.outputs import file_lock, prepare_output_dir, save_args
 from transformer.parallel import ordered_map
@@ -38,6 +38,9 @@ from transformer.tokenization import BertTokenizer
 
 logger = logging.getLogger("pregenerate")
 
+# With more long lines than this share, the corpus is hardly one sentence a line.
+SUSPICIOUS_SHARE = 0.02
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
@@ -45,35 +48,22 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--train_corpus",
-        nargs="+",
-        required=True,
-        help="files, quoted globs, or - for standard input; UTF-8 text (one sentence a line, blank "
-        "line between documents) or WikiExtractor's --json lines, plain or .gz",
+    add = parser.add_argument_group("data").add_argument
+    corpus_help = (
+        "files, quoted globs, or - for standard input; UTF-8 text (one sentence a line, blank line "
+        "between documents) or WikiExtractor's --json lines, plain or .gz"
     )
-    data.add_argument("--output_dir", type=Path, required=True, help="gets epoch_N.json")
-    data.add_argument(
-        "--split_sentences", action="store_true", help="lines are paragraphs: split them"
-    )
-    data.add_argument(
-        "--errors",
-        choices=["strict", "replace", "skip"],
-        default="strict",
-        help="bytes that are not UTF-8: stop and name the line, drop the bytes, or drop the line",
-    )
-    data.add_argument("--data_url", default="", help="s3://bucket/prefix or directory for a copy")
-    model = parser.add_argument_group("vocabulary")
-    model.add_argument("--bert_model", required=True, help="directory or name with the vocabulary")
-    model.add_argument(
-        "--do_lower_case",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="lower-case the text; without the flag as the vocabulary wants it",
-    )
-    examples = parser.add_argument_group("examples")
-    add = examples.add_argument
+    add("--train_corpus", nargs="+", required=True, help=corpus_help)
+    add("--output_dir", type=Path, required=True, help="gets epoch_N.json")
+    add("--split_sentences", action="store_true", help="lines are paragraphs: split them")
+    errors_help = "bytes not in UTF-8: stop and name the line, drop the bytes, or drop the line"
+    add("--errors", choices=["strict", "replace", "skip"], default="strict", help=errors_help)
+    add("--data_url", default="", help="s3://bucket/prefix or directory for a copy")
+    add = parser.add_argument_group("vocabulary").add_argument
+    add("--bert_model", required=True, help="directory or name with the vocabulary")
+    case_help = "lower-case the text; without the flag as the vocabulary wants it"
+    add("--do_lower_case", action=argparse.BooleanOptionalAction, default=None, help=case_help)
+    add = parser.add_argument_group("examples").add_argument
     add("--epochs_to_generate", type=int, default=3, help="number of epoch files")
     add("--max_seq_len", type=int, default=128, help="tokens, special ones included")
     add("--short_seq_prob", type=float, default=0.1, help="share of documents in short sequences")
@@ -82,8 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--do_whole_word_mask", action="store_true", help="mask all pieces of a word together")
     add("--one_seq", action="store_true", help="single sequences, no next-sentence pairs")
     add("--seed", type=int, default=42, help="of everything random")
-    runtime = parser.add_argument_group("runtime")
-    add = runtime.add_argument
+    add = parser.add_argument_group("runtime").add_argument
     add("--num_workers", type=int, default=1, help="worker processes")
     add(
         "--reduce_memory",
@@ -263,8 +252,7 @@ def write_epochs(
 ) -> None:
     """Sample and write the epochs that are not there yet, part by part in order."""
     table = TokenTable(inputs.tokenizer.vocab)
-    sampler = InstanceSampler(store, table, inputs.settings)
-    make_part = PartWriter(sampler, InstanceFormatter(table, args.max_seq_len))
+    make_part = PartWriter(InstanceSampler(store, table, inputs.settings))
     parts = len(store.part_starts) - 1
     total = parts * args.epochs_to_generate
     done = run.state.epoch * parts + run.state.parts
@@ -304,6 +292,13 @@ def bring_to_disk(file: IO[bytes]) -> None:
 def summarize(args: argparse.Namespace, run: PregenerationRun, seconds: float) -> None:
     """Say what was read and written."""
     store = StoreState(**run.state.store)
+    split = store.counts.get("lines split", 0)
+    if split > SUSPICIOUS_SHARE * store.sentences and not args.split_sentences:
+        logger.warning(
+            "%d lines were longer than a sequence and were split at no particular place; if a "
+            "line is a paragraph, give --split_sentences",
+            split,
+        )
     facts = [
         f"{store.documents} documents, {store.sentences} sentences, {store.tokens} tokens",
         *(f"{count} {what}" for what, count in store.counts.items() if count),

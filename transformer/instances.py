@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .instance_lines import Instance, InstanceFormatter, TokenTable
+from .instance_lines import Instance, TokenTable, format_line
 from .token_store import TokenStore
 
 # [CLS] A [SEP] B [SEP], or [CLS] A [SEP].
@@ -65,7 +65,7 @@ class InstanceSampler:
         for begin, end in zip(bounds, bounds[1:], strict=False):
             start = places[begin]
             offsets = (places[begin : end + 1] - start).tolist()
-            document = ids[start - places[0] : places[end] - places[0]].tolist()
+            document = self.table.tokens(ids[start - places[0] : places[end] - places[0]])
             rng = random.Random(f"{self.settings.seed}/{epoch}/{first + begin}")
             make = self._singles if self.settings.one_seq else self._pairs
             yield from make(document, offsets, first + begin, rng)
@@ -75,7 +75,7 @@ class InstanceSampler:
         return rng.randint(2, limit) if rng.random() < self.settings.short_seq_prob else limit
 
     def _singles(
-        self, ids: list[int], offsets: list[int], first: int, rng: random.Random
+        self, document: list[bytes], offsets: list[int], first: int, rng: random.Random
     ) -> Iterator[Instance]:
         """Yield sequences of whole sentences, [CLS] A [SEP]; none is cut, so all text is used."""
         limit = self.settings.max_tokens
@@ -87,12 +87,12 @@ class InstanceSampler:
             end = bisect_left(offsets, start + target, begin + 1, count)
             if offsets[end] - start > limit:
                 end -= 1
-            tokens = [self.table.cls, *ids[start : offsets[end]], self.table.sep]
+            tokens = [self.table.cls, *document[start : offsets[end]], self.table.sep]
             yield self._instance(tokens, len(tokens), False, rng)
             begin = end
 
     def _pairs(
-        self, ids: list[int], offsets: list[int], first: int, rng: random.Random
+        self, document: list[bytes], offsets: list[int], first: int, rng: random.Random
     ) -> Iterator[Instance]:
         """Yield [CLS] A [SEP] B [SEP]; the rest of a chunk whose B is random goes back."""
         target = self._target_length(rng)
@@ -101,26 +101,26 @@ class InstanceSampler:
         while begin < count:
             start = offsets[begin]
             end = bisect_left(offsets, start + target, begin + 1, count)
-            split = begin + 1 if end - begin == 1 else rng.randrange(begin + 1, end)
-            first_tokens = ids[start : offsets[split]]
+            split = begin + 1 + _below(rng, end - begin - 1)
+            first_tokens = document[start : offsets[split]]
             is_random = end - begin == 1 or rng.random() < 0.5
             if is_random:
                 wanted = target - len(first_tokens)
                 second_tokens = self._random_next(first, count, wanted, rng)
                 begin = split
             else:
-                second_tokens = ids[offsets[split] : offsets[end]]
+                second_tokens = document[offsets[split] : offsets[end]]
                 begin = end
             yield self._pair(first_tokens, second_tokens, is_random, rng)
 
-    def _random_next(self, first: int, count: int, wanted: int, rng: random.Random) -> list[int]:
+    def _random_next(self, first: int, count: int, wanted: int, rng: random.Random) -> list[bytes]:
         """Return text of another document, drawn with weight by its number of sentences.
 
         A uniform draw over all sentences outside the document [first, first + count) is the same
         as drawing a document by its sentences and then a sentence of it. The text goes on to at
         least `wanted` tokens or to the end of the document.
         """
-        sentence = rng.randrange(self.store.sentences - count)
+        sentence = _below(rng, self.store.sentences - count)
         if sentence >= first:
             sentence += count
         # Every sentence holds a token, so this many are enough.
@@ -129,73 +129,78 @@ class InstanceSampler:
         end = 1
         while marks[end] >> 1 < start + wanted and not marks[end] & 1:
             end += 1
-        return self.store.ids(start, (marks[end] >> 1) - start).tolist()
+        return self.table.tokens(self.store.ids(start, (marks[end] >> 1) - start))
 
     def _pair(
-        self, first: list[int], second: list[int], is_random: bool, rng: random.Random
+        self, first: list[bytes], second: list[bytes], is_random: bool, rng: random.Random
     ) -> Instance:
-        drops = truncation(len(first), len(second), self.settings.max_tokens)
-        first, second = (
-            _drop(tokens, drop, rng) if drop else tokens
-            for tokens, drop in zip((first, second), drops, strict=True)
-        )
+        drop_first, drop_second = truncation(len(first), len(second), self.settings.max_tokens)
+        if drop_first:
+            first = _drop(first, drop_first, rng)
+        if drop_second:
+            second = _drop(second, drop_second, rng)
         sep = self.table.sep
-        return self._instance(
-            [self.table.cls, *first, sep, *second, sep], len(first) + 2, is_random, rng
-        )
+        tokens = [self.table.cls, *first, sep, *second, sep]
+        return self._instance(tokens, len(first) + 2, is_random, rng)
 
     def _instance(
-        self, ids: list[int], first_length: int, is_random: bool, rng: random.Random
+        self, tokens: list[bytes], first_length: int, is_random: bool, rng: random.Random
     ) -> Instance:
         if self.settings.masked_lm_prob == 0:
-            return Instance(ids, first_length, is_random, [], [])
-        masked = self._mask(ids, first_length, rng)
+            return Instance(tokens, first_length, is_random, [], [])
+        masked = self._mask(tokens, first_length, rng)
         positions = sorted(masked)
-        return Instance(ids, first_length, is_random, positions, [masked[i] for i in positions])
+        labels = [masked[position] for position in positions]
+        return Instance(tokens, first_length, is_random, positions, labels)
 
-    def _mask(self, ids: list[int], first_length: int, rng: random.Random) -> dict[int, int]:
-        """Mask some of `ids` in place and return the true ids by position.
+    def _mask(self, tokens: list[bytes], first_length: int, rng: random.Random) -> dict[int, bytes]:
+        """Mask some of `tokens` in place and return the true ones by position.
 
         Of the chosen tokens 80% become [MASK], 10% any ordinary token, 10% stay. A group (a
         token, or a whole word) that would exceed the number to mask is passed over.
         """
-        groups = self._groups(ids, first_length)
+        groups = self._groups(tokens, first_length)
         settings = self.settings
-        wanted = max(1, round(len(ids) * settings.masked_lm_prob))
+        wanted = max(1, round(len(tokens) * settings.masked_lm_prob))
         wanted = min(wanted, settings.max_predictions_per_seq)
-        masked: dict[int, int] = {}
+        masked: dict[int, bytes] = {}
         remaining = len(groups)
         while remaining and len(masked) < wanted:
             # One step of a shuffle, so that only the groups looked at cost something.
-            chosen = int(rng.random() * remaining)
+            chosen = _below(rng, remaining)
             remaining -= 1
             groups[chosen], groups[remaining] = groups[remaining], groups[chosen]
             begin, end = groups[remaining]
             if len(masked) + end - begin > wanted:
                 continue
             for position in range(begin, end):
-                masked[position] = ids[position]
+                masked[position] = tokens[position]
                 draw = rng.random()
                 if draw < 0.8:
-                    ids[position] = self.table.mask
+                    tokens[position] = self.table.mask
                 elif draw < 0.9:
-                    ids[position] = rng.choice(self.table.ordinary)
+                    tokens[position] = rng.choice(self.table.ordinary)
         return masked
 
-    def _groups(self, ids: list[int], first_length: int) -> list[tuple[int, int]]:
+    def _groups(self, tokens: list[bytes], first_length: int) -> list[tuple[int, int]]:
         """Return the spans that are masked together: tokens, or words with their ## pieces."""
         segments = [(1, first_length - 1)]
-        if first_length < len(ids):
-            segments.append((first_length, len(ids) - 1))
+        if first_length < len(tokens):
+            segments.append((first_length, len(tokens) - 1))
         if not self.settings.whole_word_mask:
             return [(i, i + 1) for begin, end in segments for i in range(begin, end)]
         groups = []
-        continues = self.table.continues_word
+        continuing = self.table.continuing
         for begin, end in segments:
             # subtle: a segment may begin inside a cut word; the rest of it is a group of its own.
-            starts = [i for i in range(begin, end) if i == begin or not continues[ids[i]]]
+            starts = [i for i in range(begin, end) if i == begin or tokens[i] not in continuing]
             groups.extend(zip(starts, [*starts[1:], end], strict=True))
         return groups
+
+
+def _below(rng: random.Random, limit: int) -> int:
+    """Draw from 0 to `limit` - 1 (0 if that is nothing), in a third of the time of randrange."""
+    return int(rng.random() * limit)
 
 
 def truncation(first: int, second: int, limit: int) -> tuple[int, int]:
@@ -215,7 +220,7 @@ def truncation(first: int, second: int, limit: int) -> tuple[int, int]:
     return each, gap + each + odd
 
 
-def _drop(tokens: list[int], count: int, rng: random.Random) -> list[int]:
+def _drop(tokens: list[bytes], count: int, rng: random.Random) -> list[bytes]:
     """Take `count` tokens off, each from the front or the back with equal chance."""
     front = rng.getrandbits(count).bit_count()
     return tokens[front : len(tokens) - count + front]
@@ -226,9 +231,8 @@ class PartWriter:
     """Make the lines of one part of an epoch; runs in worker processes."""
 
     sampler: InstanceSampler
-    formatter: InstanceFormatter
 
     def __call__(self, task: tuple[int, int]) -> tuple[bytes, int]:
         """Return the lines of (epoch, part) and how many they are."""
-        lines = [self.formatter.line(instance) for instance in self.sampler.part(*task)]
+        lines = [format_line(instance) for instance in self.sampler.part(*task)]
         return b"".join(lines), len(lines)

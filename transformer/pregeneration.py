@@ -177,9 +177,10 @@ def estimate_sizes(
     sample = block.data[:SAMPLE_BYTES]
     sample = sample[: sample.rfind(b"\n") + 1] or sample
     tokens = tokenize(block._replace(data=sample))
-    quoted = TokenTable(tokenize.tokenizer.vocab).quoted
     # A token and its segment id have a comma each.
-    text_bytes = sum(len(quoted[index]) + 3 for index in tokens.ids.tolist())
+    text_bytes = sum(
+        len(token) + 3 for token in TokenTable(tokenize.tokenizer.vocab).tokens(tokens.ids)
+    )
     line_bytes = text_bytes + BYTES_AROUND_TOKENS * len(tokens.ids) / settings.max_seq_len
     repeated = 1.0 if settings.one_seq else TOKENS_PER_CORPUS_TOKEN
     scale = survey.size / len(sample)
