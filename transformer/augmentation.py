@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, product
 
@@ -70,6 +70,11 @@ class Augmenter:
             return False
         pieces = self.tokenizer.encode(word.text)
         return len(pieces) == 1 and pieces[0] != self.tokenizer.unk_id
+
+    def words_for_vectors(self, texts: Iterable[Text]) -> set[str]:
+        """Return the words of some texts that the masked LM is not asked about."""
+        words = {word.text: word for text in texts for word in text.words}
+        return {text for text, word in words.items() if not self.is_one_piece(word)}
 
     def candidates(
         self, texts: Sequence[Text], counts: Counter[str] | None = None

@@ -74,19 +74,12 @@ def survey_rows(
             survey.short_rows += len(block.short)
             file.writelines(f"{line}\t{reader.format_row(cells)}" for line, cells in block.short)
             if vectors is not None:
-                survey.words |= _words_to_look_up(block, reader, augmenter, vectors)
+                texts = (text for cells in block.rows for text in reader.texts(cells))
+                words = augmenter.words_for_vectors(map(augmenter.find_words, texts))
+                survey.words |= {entry for entry in map(vectors.find, words) if entry}
     if not survey.short_rows:
         report.unlink()
     return survey
-
-
-def _words_to_look_up(
-    block: Block, reader: RowReader, augmenter: Augmenter, vectors: WordVectors
-) -> set[str]:
-    texts = (text for cells in block.rows for text in reader.texts(cells))
-    words = {word.text: word for text in texts for word in augmenter.find_words(text).words}
-    others = (text for text, word in words.items() if not augmenter.is_one_piece(word))
-    return {entry for entry in map(vectors.find, others) if entry is not None}
 
 
 @dataclass
