@@ -34,7 +34,6 @@ _SPECIAL_TOKEN = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")"
 MAX_CHARACTERS_PER_WORD = 100
 
 MAX_CACHED_CHUNKS = 2**19
-MAX_CACHED_WORDS = 2**18
 MAX_CACHED_LENGTH = 24
 
 
@@ -42,21 +41,19 @@ class PieceCache(dict[str, tuple[int, ...]]):
     """Remember the ids of a string, in bounded memory; what is absent is computed.
 
     A string is kept if its characters and ids together are at most `MAX_CACHED_LENGTH`: at most
-    330 bytes an entry with its slot, about 155 in English. So the chunks of one tokenizer take at
-    most 173 MB (English: 82 MB) and its words at most half of that. A full cache is emptied: the
-    frequent strings are back within a few thousand lines, and the cache follows a corpus that
-    changes its language.
+    330 bytes an entry with its slot, about 155 in English. So the `MAX_CACHED_CHUNKS` entries of
+    a tokenizer take at most 173 MB (English: 82 MB). A full cache is emptied: the frequent strings
+    are back within a few thousand lines, and the cache follows a corpus that changes its language.
     """
 
-    def __init__(self, compute: Callable[[str], tuple[int, ...]], max_entries: int):
+    def __init__(self, compute: Callable[[str], tuple[int, ...]]):
         super().__init__()
         self._compute = compute
-        self._max_entries = max_entries
 
     def __missing__(self, text: str) -> tuple[int, ...]:
         ids = self._compute(text)
         if len(text) + len(ids) <= MAX_CACHED_LENGTH:
-            if len(self) >= self._max_entries:
+            if len(self) >= MAX_CACHED_CHUNKS:
                 self.clear()
             self[text] = ids
         return ids
@@ -240,8 +237,7 @@ class BertTokenizer:
             tokenize_chinese_chars=self._options["tokenize_chinese_chars"],
         )
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocab)
-        self._word_ids = PieceCache(self._encode_word, MAX_CACHED_WORDS)
-        self._chunk_ids = PieceCache(self._encode_chunk, MAX_CACHED_CHUNKS)
+        self._chunk_ids = PieceCache(self._encode_chunk)
 
     # Caches stay behind when a tokenizer is sent to a worker process.
     def __getstate__(self) -> dict[str, Any]:
@@ -252,16 +248,17 @@ class BertTokenizer:
         self._options = state["options"]
         self._build()
 
-    def _encode_word(self, word: str) -> tuple[int, ...]:
-        """Return the ids of one normalised word."""
-        return tuple(self.wordpiece_tokenizer.word_ids(word)) or (self.unk_id,)
-
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
         """Return the ids of a chunk without a space in it."""
         if chunk.isascii() and chunk.isalnum():
-            return self._word_ids[chunk.lower() if self.do_lower_case else chunk]
-        words = self.basic_tokenizer.tokenize(chunk)
-        return tuple(chain.from_iterable(map(self._word_ids.__getitem__, words)))
+            words = [chunk.lower() if self.do_lower_case else chunk]
+        else:
+            words = self.basic_tokenizer.tokenize(chunk)
+        if words == [chunk]:
+            return tuple(self.wordpiece_tokenizer.word_ids(chunk)) or (self.unk_id,)
+        # subtle: this ends, because a word that came out of the basic tokenizer is its own only
+        # word. So chunks and words share the cache.
+        return tuple(chain.from_iterable(map(self._chunk_ids.__getitem__, words)))
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Return the ids of `text`; [CLS] and [SEP] are not put round it.
