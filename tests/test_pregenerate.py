@@ -203,6 +203,36 @@ def test_killed_at_any_step_and_resumed_gives_the_same_bytes(run, tmp_path, work
     assert published(run("killed", "--resume")) == expected
 
 
+def test_killed_between_naming_a_file_and_saving_that(run, monkeypatch):
+    expected = published(run("whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(pregeneration, "sync_directory", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("out")
+    output_dir = run("out", "--resume")
+    assert published(output_dir) == expected
+
+
+def test_a_pipe_is_read_again_from_its_beginning(run, corpus_file, monkeypatch):
+    expected = published(run("whole"))
+
+    def run_piped(*flags):
+        with corpus_file.open(encoding="utf-8") as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            return run("out", *flags, corpus="-")
+
+    with monkeypatch.context() as patch:
+        saves = iter([True, True, True])
+        patch.setattr(script.PregenerationRun, "saving_is_due", lambda run: next(saves))
+        with pytest.raises(StopIteration):
+            run_piped()
+    assert published(run_piped("--resume")) == expected
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
 def test_resume_makes_only_what_is_missing(run, tmp_path):
     expected = published(run("whole"))
     output_dir = run("more", "--epochs_to_generate", 1)
