@@ -12,7 +12,13 @@ import torch.nn.functional as F
 
 from transformer.data import Batch, PackedDataset, PackedWriter, collate
 from transformer.distillation import IntermediateObjective
-from transformer.lessons import IntermediateLesson, PredictionLesson, lesson_loss
+from transformer.lessons import (
+    IntermediateLesson,
+    PredictionLesson,
+    StoredTargets,
+    TeacherTargets,
+    lesson_loss,
+)
 from transformer.losses import LossCounts
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime import Runtime
@@ -51,7 +57,7 @@ def test_a_regression_learns_the_teachers_outputs_not_the_labels(
     torch.manual_seed(1)
     student = TinyBertForSequenceClassification(replace(tiny_config, problem_type="regression"))
     targets = torch.randn(11, 1)
-    lesson = PredictionLesson(regression=True, teacher_logits=targets)
+    lesson = PredictionLesson(regression=True, targets=StoredTargets(targets))
     batch = batch_of(dataset, range(3, 8))
     counts = LossCounts(5, 1, 1)
     loss, terms = lesson(student.eval(), batch, counts, CPU)
@@ -69,7 +75,7 @@ def test_gold_labels_count_on_original_rows_unless_asked(
     student = classifier(tiny_config, 1)
     lesson = PredictionLesson(
         regression=False,
-        teacher_logits=torch.zeros(11, 3),
+        targets=StoredTargets(torch.zeros(11, 3)),
         gold_weight=0.25,
         gold_on_augmented=on_augmented,
         temperature=2.0,
@@ -91,7 +97,7 @@ def lessons(config, dataset: PackedDataset) -> list:
     objective = IntermediateObjective(pairs=((1, 2), (2, 4)))
     return [
         IntermediateLesson(teacher, objective),
-        PredictionLesson(False, torch.randn(len(dataset), 3), gold_weight=1.0),
+        PredictionLesson(False, TeacherTargets(teacher, CPU), gold_weight=1.0),
     ]
 
 

@@ -6,6 +6,7 @@ batch divided by the counts of the whole optimizer step, so those of micro-batch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,13 +55,39 @@ class IntermediateLesson:
         return self.objective.total(terms), terms
 
 
+Targets = Callable[[Batch], Tensor]
+
+
+@dataclass
+class StoredTargets:
+    """The teacher's logits of the whole training set, (N, C), on the device of the run."""
+
+    logits: Tensor
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return self.logits[batch.indices]
+
+
+@dataclass
+class TeacherTargets:
+    """The teacher itself, for a run that sees every row at most once."""
+
+    teacher: nn.Module
+    runtime: Runtime
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        with self.runtime.autocast():
+            inputs = batch.input_ids, batch.token_type_ids, batch.attention_mask
+            return self.teacher(*inputs).logits
+
+
 @dataclass
 class PredictionLesson:
     """Learn the teacher's logits (equation 10), gold labels, or both.
 
     Args:
-        teacher_logits: (N, C) of the whole training set, on the device of the run; None learns gold
-            labels alone.
+        targets: gives the teacher's logits (B, C) for a batch; None learns gold labels alone.
         gold_weight: of the loss against gold labels.
         gold_on_augmented: count it on augmented rows too, whose labels were only copied.
         kind, temperature, original_soft_ce: as in `prediction_loss`; a regression is always
@@ -68,7 +95,7 @@ class PredictionLesson:
     """
 
     regression: bool
-    teacher_logits: Tensor | None
+    targets: Targets | None
     gold_weight: float = 0.0
     gold_on_augmented: bool = False
     kind: str = "ce"
@@ -83,10 +110,10 @@ class PredictionLesson:
         terms: dict[str, Tensor] = {}
         logits = output.logits.float()
         total = logits.new_zeros(())
-        if self.teacher_logits is not None:
+        if self.targets is not None:
             terms["prediction"] = prediction_loss(
                 logits,
-                self.teacher_logits[batch.indices],
+                self.targets(batch),
                 kind="mse" if self.regression else self.kind,
                 temperature=1.0 if self.regression else self.temperature,
                 examples=counts.examples,

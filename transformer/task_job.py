@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from transformer.checkpoint import read_config
+from transformer.data import PackedDataset
 from transformer.distillation import IntermediateObjective, layer_map, objective_from_args
 from transformer.evaluation import (
     DevSet,
@@ -23,7 +23,14 @@ from transformer.evaluation import (
 )
 from transformer.file_utils import UserError, cached_path
 from transformer.glue import Task
-from transformer.lessons import IntermediateLesson, Lesson, PredictionLesson
+from transformer.lessons import (
+    IntermediateLesson,
+    Lesson,
+    PredictionLesson,
+    StoredTargets,
+    Targets,
+    TeacherTargets,
+)
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.rows import with_labels
 from transformer.runtime import Runtime
@@ -81,10 +88,8 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
         if objective is not None:
             lesson = IntermediateLesson(teacher, objective)
         else:
-            logits = teacher_logits(
-                teacher, train_set, cache.directory, args.eval_batch_size, runtime
-            )
-            lesson = _prediction_lesson(args, task, logits)
+            targets = _targets(args, teacher, train_set, cache.directory, runtime)
+            lesson = _prediction_lesson(args, task, targets)
     return Job(
         args=args,
         task=task,
@@ -100,12 +105,25 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
     )
 
 
-def _prediction_lesson(
-    args: argparse.Namespace, task: Task, logits: torch.Tensor
-) -> PredictionLesson:
+def _targets(
+    args: argparse.Namespace,
+    teacher: nn.Module,
+    train_set: PackedDataset,
+    directory: Path,
+    runtime: Runtime,
+) -> Targets:
+    """Return the source of the teacher's logits: kept ones, where rows come more than once."""
+    if args.num_train_epochs * len(args.seed) <= 1:
+        return TeacherTargets(teacher, runtime)
+    return StoredTargets(
+        teacher_logits(teacher, train_set, directory, args.eval_batch_size, runtime)
+    )
+
+
+def _prediction_lesson(args: argparse.Namespace, task: Task, targets: Targets) -> PredictionLesson:
     return PredictionLesson(
         regression=task.regression,
-        teacher_logits=logits,
+        targets=targets,
         gold_weight=args.hard_label_weight,
         gold_on_augmented=args.hard_labels_on_augmented,
         kind=args.prediction_loss,

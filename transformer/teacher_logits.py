@@ -19,7 +19,7 @@ from transformer.reporting import Progress
 from transformer.runtime import Runtime
 
 # Rows that are computed between two saves.
-LOGITS_BLOCK = 65536
+LOGITS_BLOCK = 16384
 
 
 def teacher_logits(
