@@ -111,6 +111,7 @@ class Inputs:
     corpus: Corpus
     survey: Survey | None
     tokenizer: BertTokenizer
+    table: TokenTable
     settings: InstanceSettings
 
 
@@ -162,7 +163,7 @@ def open_inputs(args: argparse.Namespace) -> Inputs:
         one_seq=args.one_seq,
         seed=args.seed,
     )
-    return Inputs(corpus, survey, tokenizer, settings)
+    return Inputs(corpus, survey, tokenizer, TokenTable(tokenizer.vocab), settings)
 
 
 def check_documents(args: argparse.Namespace, documents: int) -> None:
@@ -199,7 +200,9 @@ def open_run(args: argparse.Namespace, inputs: Inputs) -> PregenerationRun:
         run.restore()
     if inputs.survey is not None:
         tokenize = BlockTokenizer(inputs.tokenizer, inputs.settings.piece_lengths, errors="skip")
-        sizes = estimate_sizes(inputs.corpus, inputs.survey, tokenize, inputs.settings)
+        sizes = estimate_sizes(
+            inputs.corpus, inputs.survey, tokenize, inputs.table, inputs.settings
+        )
         check_space(run, args.epochs_to_generate, sizes)
     return run
 
@@ -251,8 +254,7 @@ def write_epochs(
     args: argparse.Namespace, run: PregenerationRun, store: TokenStore, inputs: Inputs
 ) -> None:
     """Sample and write the epochs that are not there yet, part by part in order."""
-    table = TokenTable(inputs.tokenizer.vocab)
-    make_part = PartWriter(InstanceSampler(store, table, inputs.settings))
+    make_part = PartWriter(InstanceSampler(store, inputs.table, inputs.settings))
     parts = len(store.part_starts) - 1
     total = parts * args.epochs_to_generate
     done = run.state.epoch * parts + run.state.parts

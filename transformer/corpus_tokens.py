@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -61,26 +62,23 @@ class BlockTokenizer:
                 sentences.append(sentence)
                 breaks.append(pending_break)
                 pending_break = False
-        ids: list[int] = []
+        encoded = self.tokenizer.encode_batch(sentences)
         lengths: list[int] = []
         begins: list[bool] = []
         carried_break = False
-        for sentence_ids, is_break in zip(
-            self.tokenizer.encode_batch(sentences), breaks, strict=True
-        ):
+        for length, is_break in zip(map(len, encoded), breaks, strict=True):
             # A sentence of nothing but control characters leaves its document break to the next.
             carried_break = carried_break or is_break
-            if not sentence_ids:
+            if length == 0:
                 continue
-            pieces = self._pieces(len(sentence_ids))
+            pieces = self._pieces(length)
             counts["lines split"] += len(pieces) > 1
-            ids += sentence_ids
             lengths += pieces
             begins += [carried_break] + [False] * (len(pieces) - 1)
             carried_break = False
         dtype = token_dtype(len(self.tokenizer.vocab))
         return TokenBlock(
-            np.array(ids, dtype),
+            np.fromiter(chain.from_iterable(encoded), dtype, sum(lengths)),
             np.array(lengths, np.int64),
             np.array(begins, bool),
             pending_break or carried_break,

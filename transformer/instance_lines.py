@@ -37,7 +37,7 @@ class TokenTable:
 
     def tokens(self, ids: np.ndarray) -> list[bytes]:
         """Return the quoted tokens of `ids`: (N,). All occurrences of one are the same object."""
-        return self._quoted[ids].tolist()
+        return self._quoted.take(ids).tolist()
 
 
 def format_line(instance: Instance) -> bytes:

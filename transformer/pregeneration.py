@@ -30,7 +30,7 @@ STATE_FILE = "pregenerate_state.json"
 # What was done since the last saving is done again after a kill.
 SECONDS_BETWEEN_SAVES = 2.0
 # Bytes of corpus that are tokenised to estimate the size of the result.
-SAMPLE_BYTES = 1 << 18
+SAMPLE_BYTES = 1 << 16
 # Keys and special tokens of a line.
 BYTES_AROUND_TOKENS = 140
 # Pairs put text back and borrow from other documents: an epoch is longer than the corpus.
@@ -170,7 +170,11 @@ class PregenerationRun:
 
 
 def estimate_sizes(
-    corpus: Corpus, survey: Survey, tokenize: BlockTokenizer, settings: InstanceSettings
+    corpus: Corpus,
+    survey: Survey,
+    tokenize: BlockTokenizer,
+    table: TokenTable,
+    settings: InstanceSettings,
 ) -> tuple[int, int]:
     """Estimate the bytes of the token store and of one epoch from a sample of the corpus."""
     block = next(corpus.blocks())
@@ -178,9 +182,7 @@ def estimate_sizes(
     sample = sample[: sample.rfind(b"\n") + 1] or sample
     tokens = tokenize(block._replace(data=sample))
     # A token and its segment id have a comma each.
-    text_bytes = sum(
-        len(token) + 3 for token in TokenTable(tokenize.tokenizer.vocab).tokens(tokens.ids)
-    )
+    text_bytes = sum(len(token) + 3 for token in table.tokens(tokens.ids))
     line_bytes = text_bytes + BYTES_AROUND_TOKENS * len(tokens.ids) / settings.max_seq_len
     repeated = 1.0 if settings.one_seq else TOKENS_PER_CORPUS_TOKEN
     scale = survey.size / len(sample)
