@@ -31,7 +31,12 @@ from transformer.instance_lines import TokenTable
 from transformer.instances import InstanceSampler, InstanceSettings, PartWriter
 from transformer.outputs import file_lock, prepare_output_dir, save_args
 from transformer.parallel import ordered_map
-from transformer.pregeneration import PregenerationRun, check_space, estimate_sizes
+from transformer.pregeneration import (
+    PregenerationRun,
+    check_space,
+    estimate_sizes,
+    full_disk_explained,
+)
 from transformer.reporting import Progress, closing_summary, format_seconds, setup_logging
 from transformer.token_store import PART_TOKENS, StoreState, TokenStore, TokenStoreWriter
 from transformer.tokenization import BertTokenizer
@@ -128,7 +133,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.data_url:
         # An address that cannot be written is told now, not after hours.
         upload(args.output_dir / "args.json", args.data_url)
-    with file_lock(args.output_dir / ".lock", f"it writes to {args.output_dir}"):
+    lock = file_lock(args.output_dir / ".lock", f"it writes to {args.output_dir}")
+    with lock, full_disk_explained(run):
         if args.resume:
             run.restore()
         if run.state.epoch < args.epochs_to_generate:

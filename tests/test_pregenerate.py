@@ -1,5 +1,6 @@
 """pregenerate_training_data.py as a user runs it."""
 
+import errno
 import gzip
 import json
 import multiprocessing
@@ -301,6 +302,19 @@ def test_too_little_space_is_found_first(run, monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     with pytest.raises(UserError, match="needed, 0.00 GiB free; make room"):
         run("out")
+
+
+def test_a_disk_that_fills_up_is_named(run, monkeypatch):
+    expected = published(run("whole"))
+
+    def fill(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "bring_to_disk", fill)
+        with pytest.raises(OSError, match="No space left on device: .*out.* --resume"):
+            run("out")
+    assert published(run("out", "--resume")) == expected
 
 
 def test_the_estimate_of_space_is_near_the_truth(run, monkeypatch):

@@ -7,12 +7,15 @@ OUTPUT_DIR/.tokens, or in a directory of its own below --tmp_dir, until the last
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import shutil
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -167,6 +170,21 @@ class PregenerationRun:
     def remove_store(self) -> None:
         """Remove the token store, which is not needed when all epochs are there."""
         shutil.rmtree(self.store_dir, ignore_errors=True)
+
+
+@contextmanager
+def full_disk_explained(run: PregenerationRun) -> Iterator[None]:
+    """Say which directories may be full, and that nothing is lost; the system names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: {run.output_dir} or {run.store_dir}; make room and start again "
+            "with --resume",
+        ) from error
 
 
 def estimate_sizes(
