@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -559,3 +562,27 @@ def test_models_are_classifiers_that_hugging_face_opens(toy: Toy) -> None:
     ids = torch.randint(5, 60, (3, 11), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_ablations_are_commands_that_parse(tmp_path: Path) -> None:
+    script = Path(task_distill.__file__).parent / "examples" / "ablations.sh"
+    names = ("TEACHER", "GENERAL", "STUDENT_CONFIG", "DATA_DIR", "OUTPUT_DIR")
+    settings = {name: str(tmp_path / name.lower()) for name in names}
+    settings |= {"TASK_NAME": "CoLA", "DRY_RUN": "1", "FLAGS": "--seed 1 2"}
+    command = ["bash", str(script)]
+    printed = subprocess.run(
+        command, env={**os.environ, **settings}, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    parser = task_distill.build_parser()
+    runs = [parser.parse_args(shlex.split(line)[2:]) for line in printed]
+    assert len(runs) == 21  # eleven students, one of which is only fine-tuned
+    assert all(run.seed == [1, 2] for run in runs)
+    by_name = {"/".join(run.output_dir.parts[-2:]): run for run in runs}
+    assert by_name["no_trm/intermediate"].attention_weight == 0
+    assert by_name["no_trm/intermediate"].hidden_weight == 0
+    assert by_name["no_pred/tinybert"].hard_labels and not by_name["no_pred/tinybert"].aug_train
+    assert by_name["no_gd/intermediate"].student_model == settings["STUDENT_CONFIG"]
+    assert by_name["top/intermediate"].layer_mapping == "top"
+    del settings["TEACHER"]
+    failed = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
+    assert (failed.returncode, "TEACHER is not set" in failed.stderr) == (2, True)
