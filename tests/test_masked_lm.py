@@ -84,7 +84,7 @@ def test_batches_give_what_single_words_give(
 def test_equal_questions_are_asked_once(model_and_tokenizer) -> None:
     model, tokenizer = model_and_tokenizer
     rows = []
-    model.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    model.bert.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
     masked_lm = MaskedLM(model, tokenizer, batch_size=4)
     pieces = np.array(tokenizer.encode("the film was good"), np.int32)
     asked = [masked_lm.masked_word(pieces, place) for place in (1, 3, 1, 3, 1)]
