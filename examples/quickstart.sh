@@ -10,15 +10,16 @@
 set -euo pipefail
 
 # ------------------------------------------------------------------------------------- sizes
-CORPUS_REVIEWS=8000      # IMDB reviews for general distillation, of 25,000
+CORPUS_REVIEWS=2000      # IMDB reviews for general distillation, of 25,000
 GENERAL_EPOCHS=1         # passes over them
+ATTENTION_WEIGHT=0.05    # raw attention scores of this teacher are large; 1 drowns hidden states
 GENERAL_LR=1e-3          # a small student that starts from nothing wants a large rate
 TEACHER_EPOCHS=2         # fine-tuning the teacher on 7,500 sentences
 TEACHER_LR=5e-5
-AUGMENTATIONS=4          # new sentences for each sentence (the paper: 20)
+AUGMENTATIONS=2          # new sentences for each sentence (the paper: 20)
 INTERMEDIATE_EPOCHS=1    # passes over the augmented sentences (the paper: 20)
 INTERMEDIATE_LR=5e-4
-PREDICTION_EPOCHS=2      # passes over them (the paper: 3)
+PREDICTION_EPOCHS=1      # passes over them (the paper: 3)
 PREDICTION_LR=3e-4
 MAX_SEQ_LENGTH=64        # tokens; the paper's limit for single sentences
 BATCH_SIZE=32
@@ -132,6 +133,7 @@ stage pregenerate "$work/pregenerated" python pregenerate_training_data.py \
     --bert_model "$bert" \
     --do_lower_case \
     --epochs_to_generate "$GENERAL_EPOCHS" \
+    --max_seq_len "$MAX_SEQ_LENGTH" \
     --num_workers 2 \
     --output_dir "$work/pregenerated"
 
@@ -140,6 +142,8 @@ stage general "$work/general" python general_distill.py \
     --pregenerated_data "$work/pregenerated" \
     --teacher_model "$bert" \
     --student_model "$student_config" \
+    --attention_weight "$ATTENTION_WEIGHT" \
+    --max_seq_length "$MAX_SEQ_LENGTH" \
     --do_lower_case \
     --num_train_epochs "$GENERAL_EPOCHS" \
     --train_batch_size "$BATCH_SIZE" \
@@ -173,6 +177,7 @@ stage intermediate "$work/intermediate" python task_distill.py \
     "${task[@]}" \
     --aug_train \
     --num_train_epochs "$INTERMEDIATE_EPOCHS" \
+    --attention_weight "$ATTENTION_WEIGHT" \
     --learning_rate "$INTERMEDIATE_LR" \
     --output_dir "$work/intermediate"
 
