@@ -47,7 +47,7 @@ from transformer.runtime import (
     run_script,
     setup_runtime,
 )
-from transformer.tokenization import BertTokenizer
+from transformer.tokenization import BasicTokenizer, BertTokenizer
 from transformer.words import STOP_WORDS
 
 logger = logging.getLogger("data_augmentation")
@@ -162,11 +162,13 @@ def load_augmenter(args: argparse.Namespace, runtime: Runtime) -> Augmenter:
         stop_words = frozenset(line.strip() for line in lines)
     config = AugmentationConfig(args.N, args.M, args.p, args.original_spacing)
     if not args.pretrained_bert_model:
-        return Augmenter(config, stop_words=stop_words)
+        return Augmenter(
+            config, BasicTokenizer(args.do_lower_case is not False), stop_words=stop_words
+        )
     path = cached_path(args.pretrained_bert_model, args.cache_dir or None)
     tokenizer = BertTokenizer.from_pretrained(path, args.do_lower_case)
     if args.glove_only:
-        return Augmenter(config, tokenizer, stop_words=stop_words)
+        return Augmenter(config, tokenizer.basic_tokenizer, stop_words=stop_words)
     try:
         model, report = load_model(BertForMaskedLM, path, require=("encoder", "mlm"))
     except UserError as error:
@@ -181,7 +183,7 @@ def load_augmenter(args: argparse.Namespace, runtime: Runtime) -> Augmenter:
         max_seq_length=args.max_seq_length,
         batch_size=args.batch_size,
     )
-    return Augmenter(config, tokenizer, masked_lm, stop_words=stop_words)
+    return Augmenter(config, tokenizer.basic_tokenizer, masked_lm, stop_words=stop_words)
 
 
 def identity(args: argparse.Namespace, runtime: Runtime, source: Path) -> dict[str, str]:

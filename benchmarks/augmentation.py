@@ -134,7 +134,7 @@ def needed_operations(augmenter: Augmenter, sentences: list[str]) -> float:
     width, inner = config.hidden_size, config.intermediate_size
     for sentence in sentences:
         copies = sum(map(augmenter.is_one_piece, augmenter.find_words(sentence).words))
-        length = len(augmenter.tokenizer.encode(sentence)) + 2
+        length = len(augmenter.masked_lm.tokenizer.encode(sentence)) + 2
         layer = length * (8 * width * width + 4 * width * inner + 4 * length * width)
         head = 2 * width * (width + config.vocab_size)
         total += copies * (config.num_hidden_layers * layer + head)
@@ -214,7 +214,7 @@ def main() -> None:
             model.to(dtype), tokenizer, candidates=CANDIDATES, batch_size=args.batch_size
         )
         config = AugmentationConfig(args.N, CANDIDATES, PROBABILITY)
-        augmenter = Augmenter(config, tokenizer, masked_lm)
+        augmenter = Augmenter(config, tokenizer.basic_tokenizer, masked_lm)
         runs = [
             our_seconds(reader, augmenter, vectors, Path(directory)) for _ in range(args.rounds)
         ]

@@ -198,7 +198,7 @@ def main() -> None:
                 model, tokenizer, candidates=args.M, original_context=context == "original"
             )
             config = AugmentationConfig(args.N, args.M, args.p)
-            augmenter = Augmenter(config, tokenizer, masked_lm)
+            augmenter = Augmenter(config, tokenizer.basic_tokenizer, masked_lm)
             augmenter.neighbours = neighbours_for(augmenter, rows, vectors)
             for start in range(0, len(rows), ROWS_AT_ONCE):
                 part = rows[start : start + ROWS_AT_ONCE]

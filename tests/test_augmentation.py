@@ -11,12 +11,12 @@ import pytest
 from transformer.augmentation import AugmentationConfig, Augmenter
 from transformer.masked_lm import MaskedLM
 from transformer.modeling import BertForMaskedLM
-from transformer.tokenization import BertTokenizer
+from transformer.tokenization import BasicTokenizer, BertTokenizer
 
 
 def variants_of(text: str, candidates: dict[int, list[str]], seed: int = 1, **config) -> list[str]:
     """Make variants with given candidates."""
-    augmenter = Augmenter(AugmentationConfig(**config))
+    augmenter = Augmenter(AugmentationConfig(**config), BasicTokenizer())
     return augmenter.variants(augmenter.find_words(text), candidates, random.Random(seed))
 
 
@@ -76,7 +76,7 @@ def augmenter(make_checkpoint) -> Augmenter:
     model, tokenizer = BertForMaskedLM.from_pretrained(path), BertTokenizer.from_pretrained(path)
     return Augmenter(
         AugmentationConfig(candidates=3),
-        tokenizer,
+        tokenizer.basic_tokenizer,
         MaskedLM(model.eval(), tokenizer, candidates=3, max_seq_length=64),
         {"horse": ["pony", "donkey"], "Oslo": ["Bergen"], "oslo": ["bergen"], "cinema": ["film"]},
     )
@@ -88,7 +88,7 @@ def test_one_piece_asks_the_model_and_several_the_vectors(augmenter: Augmenter) 
     (found,) = augmenter.candidates([text], counts)
     film, titled, upper = 1, 2, 4
     assert set(found) == {film, titled, upper, 5, 6}
-    pieces = augmenter.tokenizer.encode("the film horse, horse oslo oslo a zebra")
+    pieces = augmenter.masked_lm.tokenizer.encode("the film horse, horse oslo oslo a zebra")
     word = augmenter.masked_lm.masked_word(np.array(pieces, np.int32), 1)
     assert found[film] == augmenter.masked_lm.candidates([word])[word]
     assert found[titled] == ["Pony", "Donkey"]
@@ -109,7 +109,8 @@ def test_capitals_of_the_model_follow_the_text(augmenter: Augmenter) -> None:
 
 
 def test_without_a_model_every_word_goes_to_the_vectors() -> None:
-    augmenter = Augmenter(AugmentationConfig(), neighbours={"good": ["great"], "film": ["movie"]})
+    near = {"good": ["great"], "film": ["movie"]}
+    augmenter = Augmenter(AugmentationConfig(), BasicTokenizer(), neighbours=near)
     text = augmenter.find_words("A Good film.")
     assert augmenter.candidates([text]) == [{1: ["Great"], 2: ["movie"]}]
 
@@ -127,3 +128,6 @@ def test_original_spacing_writes_tokens_and_blanks(augmenter: Augmenter) -> None
     made = augmenter.variants(text, found, random.Random(0))
     assert sorted(made) == ["bob ' s donkey : cafe !", "bob ' s pony : cafe !"]
     assert augmenter.variants(augmenter.find_words(""), {}, random.Random(0)) == []
+    augmenter.neighbours = {"Oslo": ["Bergen", "bergen", "Voss"]}
+    (found,) = augmenter.candidates([augmenter.find_words("Oslo")])
+    assert found == {0: ["bergen", "voss"]}

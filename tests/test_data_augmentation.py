@@ -315,7 +315,7 @@ def test_summary_and_record(run: Run, capsys: pytest.CaptureFixture) -> None:
     told = capsys.readouterr().out
     assert "3 rows with 3 texts became 7 rows" in told
     assert "4 words may be replaced: 100.0% have candidates, 15.0 each (3 from the masked" in told
-    assert "texts with fewer than 2 variants: 1, with none: 1; 2 variants do not exist" in told
+    assert "texts with fewer than 2 variants: 1, with none: 1; 2 variants missing" in told
     examples = told.split("original and augmented:")[1]
     assert "Good film city     " in examples
     assert "zebra     " in examples

@@ -19,7 +19,7 @@ from itertools import chain, product
 import numpy as np
 
 from .masked_lm import MaskedLM, MaskedWord
-from .tokenization import BertTokenizer
+from .tokenization import BasicTokenizer
 from .words import STOP_WORDS, Text, Word, find_words, match_case
 
 # The draws that one wanted variant may cost; most draws are new, unless p is small.
@@ -49,13 +49,13 @@ class Augmenter:
     """Makes variants of texts.
 
     Args:
-        tokenizer: None leaves capitals as `original_spacing` finds them.
+        basic_tokenizer: splits and lower-cases for `original_spacing`.
         masked_lm: None makes every word a matter of the word vectors.
         neighbours: nearest words, nearest first, by word; empty: none are looked up.
     """
 
     config: AugmentationConfig
-    tokenizer: BertTokenizer | None = None
+    basic_tokenizer: BasicTokenizer
     masked_lm: MaskedLM | None = None
     neighbours: Mapping[str, Sequence[str]] = field(default_factory=dict)
     stop_words: Collection[str] = STOP_WORDS
@@ -68,8 +68,9 @@ class Augmenter:
         """Say whether the masked LM is asked about `word`, and not the word vectors."""
         if self.masked_lm is None:
             return False
-        pieces = self.tokenizer.encode(word.text)
-        return len(pieces) == 1 and pieces[0] != self.tokenizer.unk_id
+        tokenizer = self.masked_lm.tokenizer
+        pieces = tokenizer.encode(word.text)
+        return len(pieces) == 1 and pieces[0] != tokenizer.unk_id
 
     def words_for_vectors(self, texts: Iterable[Text]) -> set[str]:
         """Return the words of some texts that the masked LM is not asked about."""
@@ -130,7 +131,8 @@ class Augmenter:
         one_piece = [word for word in text.words if self.is_one_piece(word)]
         if not one_piece:
             return {}
-        encoded = [self.tokenizer.encode(text.text[start:end]) for start, end in text.spans]
+        encode = self.masked_lm.tokenizer.encode
+        encoded = [encode(text.text[start:end]) for start, end in text.spans]
         starts = np.cumsum([0] + [len(pieces) for pieces in encoded])
         pieces = np.fromiter(chain.from_iterable(encoded), np.int32, count=starts[-1])
         return {
@@ -140,15 +142,18 @@ class Augmenter:
 
     def _cased(self, entries: list[str], word: Word) -> list[str]:
         """Write entries of the vocabulary in the capitals of `word`, if they come without."""
-        if not self.tokenizer.do_lower_case or self.config.original_spacing:
+        if not self.basic_tokenizer.do_lower_case or self.config.original_spacing:
             return entries
         return list(dict.fromkeys(match_case(entry, word.text) for entry in entries))
 
     def _neighbours(self, word: Word) -> list[str]:
-        if word.text in self.neighbours and not self.config.original_spacing:
-            return list(self.neighbours[word.text])
-        near = self.neighbours.get(word.text.lower(), ())
+        """Return the nearest words; where they come without capitals, in those of `word`."""
+        as_written = self.neighbours.get(word.text)
+        near = self.neighbours.get(word.text.lower(), ()) if as_written is None else as_written
         if self.config.original_spacing:
+            lower = self.basic_tokenizer.do_lower_case
+            return list(dict.fromkeys(entry.lower() if lower else entry for entry in near))
+        if as_written is not None:
             return list(near)
         return list(dict.fromkeys(match_case(entry, word.text) for entry in near))
 
@@ -156,9 +161,7 @@ class Augmenter:
         """Return the tokens of a text, and what stands before each and at the end."""
         tokens = [text.text[start:end] for start, end in text.spans]
         if self.config.original_spacing:
-            if self.tokenizer is not None:
-                split = self.tokenizer.basic_tokenizer.tokenize
-                tokens = [" ".join(split(token)) for token in tokens]
+            tokens = [" ".join(self.basic_tokenizer.tokenize(token)) for token in tokens]
             return tokens, ["", *[" " for _ in tokens[1:]], ""][: len(tokens) + 1]
         ends = [0, *(end for _, end in text.spans)]
         starts = [*(start for start, _ in text.spans), len(text.text)]

@@ -149,7 +149,7 @@ def summarise(counts: Counter[str], wanted: int) -> list[str]:
         f"{counts['words']:,} words may be replaced: {share:.1f}% have candidates, {each:.1f} each "
         f"({masked:,} from the masked LM, {vectors:,} from word vectors)",
         f"texts with fewer than {wanted} variants: {counts['fewer']:,}, with none: "
-        f"{counts['none']:,}; {counts['missing']:,} variants do not exist",
+        f"{counts['none']:,}; {counts['missing']:,} variants missing",
     ]
 
 

@@ -66,6 +66,8 @@ class MaskedLM:
         length = max_seq_length or min(DEFAULT_LENGTH, limit)
         if length > limit:
             raise UserError(f"--max_seq_length {length}: the model has {limit} positions")
+        if original_context and model.config.type_vocab_size < 2:
+            raise UserError("--mlm_context original: the model knows one segment, two are needed")
         if len(tokenizer.vocab) > entries:
             raise UserError(
                 f"the vocabulary has {len(tokenizer.vocab)} entries, the model {entries}; they do "
