@@ -182,6 +182,9 @@ def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
             raise value
     finally:
         stopped.set()
+        with suppress(queue.Empty):
+            while True:  # a worker that waits for room sees at once that it is over
+                made.get_nowait()
         worker.join()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,15 @@ from transformer.lessons import IntermediateLesson
 from transformer.modeling import TinyBertForPreTraining
 from transformer.pretraining_data import find_epoch_files, open_pretraining_data
 from transformer.runtime import Runtime
-from transformer.task_models import check_vocabularies, copy_layers, student_changes
+from transformer.task_models import (
+    check_layers_can_be_copied,
+    check_vocabularies,
+    copy_layers,
+    student_changes,
+)
 from transformer.tokenization import BertTokenizer
 from transformer.training import RunPlan, compile_forward, freeze_teacher
+from transformer.weight_files import find_weights
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +65,23 @@ def plan_job(args: argparse.Namespace, runtime: Runtime) -> Job:
     changes = student_changes(
         student_dir, teacher_config, copies_layers=bool(args.init_from_teacher)
     )
-    student_config = BertConfig.from_dict({**read_config(student_dir).to_dict(), **changes})
-    for whose, config in (("teacher", teacher_config), ("student", student_config)):
+    student_config = replace(read_config(student_dir), **changes)
+    _check_vocabulary(tokenizer, student_dir, student_config, teacher_config)
+    objective = objective_from_args(args, student_config, teacher_config)
+    if args.continue_train and find_weights(student_dir) is None:
+        raise UserError(f"--continue_train: {student_dir} has no weights; leave the flag out")
+    if args.init_from_teacher:
+        check_layers_can_be_copied(student_config, teacher_config)
+        depths = student_config.num_hidden_layers, teacher_config.num_hidden_layers
+        layer_map(*depths, args.init_from_teacher)
+    return Job(args, runtime, teacher_dir, student_dir, tokenizer, changes, objective)
+
+
+def _check_vocabulary(
+    tokenizer: BertTokenizer, student_dir: Path, student: BertConfig, teacher: BertConfig
+) -> None:
+    """Check that both models can embed what the teacher's tokenizer gives."""
+    for whose, config in (("teacher", teacher), ("student", student)):
         if config.vocab_size < len(tokenizer.vocab):
             raise UserError(
                 f"the {whose}'s vocab_size is {config.vocab_size}, but the teacher's vocabulary "
@@ -68,11 +89,6 @@ def plan_job(args: argparse.Namespace, runtime: Runtime) -> Job:
             )
     if (student_dir / "vocab.txt").is_file():
         check_vocabularies(BertTokenizer.from_pretrained(student_dir), tokenizer)
-    objective = objective_from_args(args, student_config, teacher_config)
-    if args.init_from_teacher:
-        depths = student_config.num_hidden_layers, teacher_config.num_hidden_layers
-        layer_map(*depths, args.init_from_teacher)
-    return Job(args, runtime, teacher_dir, student_dir, tokenizer, changes, objective)
 
 
 def load_data(job: Job) -> tuple[RunPlan, tuple[PackedDataset, int]]:

@@ -7,7 +7,6 @@ import logging
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformer.exits import RunError, run_script
 from transformer.file_utils import UserError
 from transformer.outputs import file_lock, prepare_output_dir, restarted, save_args
 from transformer.permutation import mix_seed
+from transformer.process_group import join_ranks
 from transformer.reporting import setup_logging
 
 __all__ = [
@@ -39,8 +39,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Longest wait of one rank for another in a collective; long preparations wait on file locks.
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def setup_runtime(args: argparse.Namespace) -> Runtime:
     runtime = Runtime(device, resolve_precision(args, device), rank, local_rank, world_size)
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        join_ranks(backend)
     seed = getattr(args, "seed", None)
     if isinstance(seed, int):
         torch.manual_seed(seed)
