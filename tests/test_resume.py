@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,3 +81,37 @@ def test_killed_at_random_instants(ranks, precision, arguments, tmp_path):
     run = ForkedRun(argv, log=log, ranks=ranks)
     assert run.wait() == [0] * ranks, log.read_text()
     assert_same_result(output_dir, expected)
+
+
+def dying_at(file: str, count: int, moment: str) -> Callable[[], None]:
+    """Return what makes a process kill itself around its `count`th rename to a name `file`."""
+
+    def prepare() -> None:
+        replace, seen = os.replace, []
+
+        def dying(source: str, target: str) -> None:
+            seen.append(Path(target).name == file)
+            is_now = seen[-1] and sum(seen) == count
+            if is_now and moment == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+            if is_now:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = dying
+
+    return prepare
+
+
+def test_killed_while_a_file_takes_its_name(arguments, tmp_path):
+    """The instants at which a save is half done: around the rename of each of its files."""
+    expected, log = tmp_path / "expected", tmp_path / "log"
+    assert ForkedRun(arguments(expected), log=log).wait() == [0], log.read_text()
+    for file, count in [("training_state.pt", 4), ("pytorch_model.bin", 2), ("config.json", 2)]:
+        for moment in ("before", "after"):
+            output_dir = tmp_path / f"{file}-{moment}"
+            argv = arguments(output_dir, "--resume")
+            run = ForkedRun(argv, log=log, prepare=dying_at(file, count, moment))
+            assert run.wait() == [-signal.SIGKILL], log.read_text()
+            assert ForkedRun(argv, log=log).wait() == [0], log.read_text()
+            assert_same_result(output_dir, expected)
