@@ -67,7 +67,8 @@ def ordered_map(
         yield from _run(crew, tasks, window or 2 * workers)
     finally:
         for worker in crew:
-            worker.process.terminate()
+            # subtle: not terminate(): a process that was just forked forgets such a signal.
+            worker.process.kill()
         for worker in crew:
             worker.process.join()
             worker.connection.close()
