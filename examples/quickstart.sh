@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole of TinyBERT on real text, with one command: from a corpus and a BERT to a small model
-# for sentiment, measured beside its teacher. Two CPU cores need about ten minutes, downloads apart.
+# for sentiment, measured beside its teacher. Two CPU cores need about twelve minutes, and downloads.
 #
 #   bash examples/quickstart.sh                      into quickstart/ of this repository
 #   bash examples/quickstart.sh --work_dir DIR       into another directory
