@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers  # noqa: E402
 
-from transformer.tokenization import BertTokenizer, PieceCache  # noqa: E402
+from transformer.tokenization import BertTokenizer, ChunkCache  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 BATCH_LINES = 1000
@@ -122,7 +122,7 @@ def differences(lines: list[str], vocab_file: Path, lowercase: bool) -> tuple[in
     return total, different
 
 
-def cache_bytes(cache: PieceCache) -> int:
+def cache_bytes(cache: ChunkCache) -> int:
     """Return the memory of a cache: table, strings and tuples; the ids belong to the vocabulary."""
     return sys.getsizeof(cache) + sum(
         sys.getsizeof(text) + sys.getsizeof(ids) for text, ids in cache.items()
