@@ -48,7 +48,6 @@ from transformer.runtime import (
     prepare_output_dir,
     run_script,
     save_args,
-    seed_step,
     setup_runtime,
 )
 from transformer.seeds import report_seeds, seed_directory
@@ -64,14 +63,13 @@ from transformer.training import (
     compile_forward,
     distribute,
     fingerprint,
-    gradient_sync,
     is_due,
     mark_finished,
-    optimizer_step,
     read_state,
     report,
     step_batches,
     stop_if_not_finite,
+    take_step,
 )
 
 logger = logging.getLogger("task_distill")
@@ -133,23 +131,14 @@ def train(run: Run, plan: RunPlan, state: RunState) -> None:
         pad_token_id=run.job.tokenizer.pad_id,
         pad_to=run.pad_to,
     )
-    bar = Progress(total, description=run.stage, initial=state.step, enabled=runtime.is_main)
+    progress = Progress(
+        total, description=run.stage, initial=state.step, enabled=runtime.is_main, log_every=0
+    )
     speed = Speed()
-    with bar as progress, StopSignal(runtime) as stop:
+    with progress, StopSignal(runtime) as stop:
         for step_batch in batches:
             step = step_batch.step
-            seed_step(args.seed, step, runtime.rank)
-            for number, batch in enumerate(step_batch.batches, start=1):
-                with gradient_sync(student, number == len(step_batch.batches)):
-                    loss, terms = run.lesson(
-                        student, batch.to(runtime.device), step_batch.counts, runtime
-                    )
-                    state.scaler.scale(loss * step_batch.weight).backward()
-                weighted = {name: term * step_batch.weight for name, term in terms.items()}
-                state.meter.add({"loss": loss * step_batch.weight, **weighted})
-            optimizer_step(state.optimizer, state.scaler, step)
-            state.meter.end_step(step)
-            state.step = step
+            take_step(student, run.lesson, step_batch, state, runtime, args.seed)
             speed.add(step_batch.sequences, step_batch.tokens)
             progress.update()
             signum = stop.agreed()

@@ -195,7 +195,8 @@ def measure_ours(
     torch.manual_seed(0)
     if row.startswith("evaluation"):
         model = TinyBertForSequenceClassification(BASE if row.endswith("base") else TINY4)
-        model.to(runtime.device)
+        # A teacher is held in the compute precision; a student is measured while it is trained.
+        model = freeze_teacher(model, runtime) if row.endswith("base") else model.to(runtime.device)
         prepare(args, model)
         return best_pass(
             lambda: predict_logits(model, dataset, args.batch_size, runtime), args, runtime

@@ -8,7 +8,6 @@ Show what a directory holds, or rewrite any readable one as ours:
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 from collections import Counter
@@ -18,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
@@ -32,7 +30,16 @@ from transformer.config_file import (
 )
 from transformer.configuration import BertConfig
 from transformer.file_utils import UserError, atomic_write
-from transformer.weight_files import BIN, DECODER, GROUPS, INDEX_SUFFIX, SAFETENSORS, group_of
+from transformer.weight_files import (
+    BIN,
+    DECODER,
+    GROUPS,
+    INDEX_SUFFIX,
+    SAFETENSORS,
+    group_of,
+    save_torch,
+    write_file,
+)
 
 __all__ = ["LoadReport", "load_model", "read_config", "read_weights", "save_checkpoint"]
 
@@ -265,17 +272,9 @@ def write_checkpoint(
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     if path.name == SAFETENSORS:
-        content = safetensors_bytes(tensors, metadata={"format": "pt"})
+        write_file(safetensors_bytes(tensors, metadata={"format": "pt"}), path)
     else:
-        # subtle: into memory first. On a full disk torch.save hides the OSError behind another.
-        buffer = io.BytesIO()
-        torch.save(tensors, buffer)
-        content = buffer.getbuffer()
-    try:
-        with atomic_write(path, "wb", encoding=None) as file:
-            file.write(content)
-    except OSError as error:  # a failed write does not know its file
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        save_torch(tensors, path)
 
 
 def _weight_files_in(directory: Path) -> set[Path]:

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 RUN_FILES = (
     "args.json",
     "config.json",
+    "eval_results.json",
+    "eval_results.txt",
     "metrics.jsonl",
     "model.safetensors",
     "pytorch_model.bin",
@@ -26,6 +28,9 @@ RUN_FILES = (
     "best/config.json",
     "best/model.safetensors",
     "best/pytorch_model.bin",
+    "last/config.json",
+    "last/model.safetensors",
+    "last/pytorch_model.bin",
 )
 
 LEFTOVERS = ".*.tmp"

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 TIMING_FIELDS = ("seconds", "sequences_per_second", "tokens_per_second")
 # Without a terminal a loop that is not told when to speak speaks this often.
 SECONDS_BETWEEN_LINES = 15.0
+LONG_SILENCE_SECONDS = 60.0
 
 
 class _BarSafeHandler(logging.Handler):
@@ -78,7 +79,8 @@ class Progress:
         unit: what is counted, as a plural ("rows").
         initial: units done by an earlier process; they do not count in the rate.
         enabled: False on ranks that do not speak.
-        log_every: units between two plain lines; None: by time; 0: only `report` speaks.
+        log_every: units between two plain lines; None: by time; 0: `report` speaks, and a line
+            without fields breaks a long silence.
     """
 
     def __init__(
@@ -151,13 +153,14 @@ class Progress:
         self.close()
 
     def _is_due(self, before: int) -> bool:
+        silence = time.monotonic() - self.last_line
         if self.log_every == 0:
-            return False
+            return silence >= LONG_SILENCE_SECONDS and self.done != self.total
         if self.done == self.total:
             return True
         if self.log_every is not None:
             return before // self.log_every != self.done // self.log_every
-        return time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES
+        return silence >= SECONDS_BETWEEN_LINES
 
     @staticmethod
     def _join(fields: Mapping[str, Any]) -> str:

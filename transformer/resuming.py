@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from transformer.file_utils import UserError, atomic_write
+from transformer.file_utils import UserError
 from transformer.meter import LossMeter
 from transformer.reporting import MetricsLog
 from transformer.runtime import Runtime
+from transformer.weight_files import save_torch
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +102,7 @@ class RunState:
             "scaler": self.scaler.state_dict(),
             "meters": meters,
         }
-        with atomic_write(output_dir / STATE_FILE, "wb") as file:
-            torch.save(state, file)
+        save_torch(state, output_dir / STATE_FILE)
 
     def restore(self, state: dict[str, Any], runtime: Runtime) -> None:
         """Take over what `read_state` gave."""
@@ -133,8 +133,7 @@ def read_state(output_dir: Path, runtime: Runtime) -> dict[str, Any] | None:
 def mark_finished(output_dir: Path, state: RunState) -> None:
     """Replace the state by a word that the run is done; what it held is not needed any more."""
     marker = {"fingerprint": state.fingerprint, "finished": True, "step": state.step}
-    with atomic_write(output_dir / STATE_FILE, "wb") as file:
-        torch.save(marker, file)
+    save_torch(marker, output_dir / STATE_FILE)
 
 
 class StopSignal:

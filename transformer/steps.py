@@ -9,10 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from transformer.data import Batch, BatchPlan, PackedDataset, collate, prefetch, rank_share
 from transformer.losses import LossCounts
 from transformer.runtime import Runtime
+
+# A core gains nothing from more tokens at a time than this, and memory is all that they take: a
+# CPU's share of a step is computed in as many pieces as it needs. The result is the same.
+TOKENS_PER_CORE = 256
 
 
 class RunPlan:
@@ -83,7 +88,6 @@ class StepBatch:
     counts: LossCounts
     sequences: int
     tokens: int
-    weight: float = 1.0
 
 
 def step_counts(dataset: PackedDataset, examples: int, world_size: int = 1) -> LossCounts:
@@ -96,6 +100,11 @@ def step_counts(dataset: PackedDataset, examples: int, world_size: int = 1) -> L
     """
     share = examples / max(len(dataset), 1) / world_size
     return LossCounts(examples / world_size, dataset.tokens * share, dataset.square_tokens * share)
+
+
+def _cpu_pieces(tokens: float) -> int:
+    """Return in how many pieces a CPU computes a share of so many tokens, padding included."""
+    return math.ceil(tokens / (TOKENS_PER_CORE * max(torch.get_num_threads(), 2)))
 
 
 def step_batches(
@@ -124,20 +133,20 @@ def _make_step_batches(
     pad_token_id: int,
     pad_to: int | None,
 ) -> Iterator[StepBatch]:
+    on_gpu = runtime.device.type == "cuda"
     for step in range(first_step, plan.total_steps + 1):
         dataset, indices = plan.batch(step - 1)
+        share = len(indices) / runtime.world_size
+        longest = pad_to or int(dataset.lengths(indices[-1:])[0])
+        pieces = accumulation if on_gpu else max(accumulation, _cpu_pieces(share * longest))
         shares = rank_share(
-            indices,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            accumulation=accumulation,
+            indices, rank=runtime.rank, world_size=runtime.world_size, accumulation=pieces
         )
         counts = step_counts(dataset, len(indices), runtime.world_size)
         if not len(shares[0]):
             # A last batch smaller than the number of ranks: this rank must still take part in the
             # exchange of gradients, with an example whose losses are divided by infinity.
             shares, counts = [indices[:1]], LossCounts(math.inf, math.inf, math.inf)
-        on_gpu = runtime.device.type == "cuda"
         # Tensor cores want multiples of 8; a CPU does not care, and short sentences do.
         multiple = 8 if on_gpu else 2
         batches = [

@@ -6,6 +6,7 @@ What other writers call a tensor is a row of `RENAMES`; `tf_checkpoint.py` has t
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import re
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from transformer.file_utils import UserError
+from transformer.file_utils import UserError, atomic_write
 
 # Applied to every name, in this order.
 RENAMES = (
@@ -181,6 +182,27 @@ def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     with _open_safetensors(file) as tensors:
         names = tensors.keys()
         return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+
+
+def write_file(content: bytes | memoryview, path: Path) -> None:
+    """Replace a file in one instant.
+
+    Raises:
+        OSError: no permission or no space; with the file's name.
+    """
+    try:
+        with atomic_write(path, "wb") as file:
+            file.write(content)
+    except OSError as error:  # a failed write does not know its file
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """Replace a file by what `torch.save` makes of `content`. Raises: as `write_file`."""
+    # subtle: into memory first. On a full disk torch.save hides the OSError behind another.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(buffer.getbuffer(), path)
 
 
 def _open_safetensors(file: Path) -> Any:
