@@ -63,32 +63,29 @@ class BlockTokenizer:
                 breaks.append(pending_break)
                 pending_break = False
         encoded = self.tokenizer.encode_batch(sentences)
-        lengths: list[int] = []
-        begins: list[bool] = []
-        carried_break = False
-        for length, is_break in zip(map(len, encoded), breaks, strict=True):
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        # One more entry: the break that the next block's first sentence inherits.
+        begins = np.array([*breaks, pending_break], bool)
+        for empty in np.flatnonzero(lengths == 0):
             # A sentence of nothing but control characters leaves its document break to the next.
-            carried_break = carried_break or is_break
-            if length == 0:
-                continue
-            pieces = self._pieces(length)
-            counts["lines split"] += len(pieces) > 1
-            lengths += pieces
-            begins += [carried_break] + [False] * (len(pieces) - 1)
-            carried_break = False
+            begins[empty + 1] |= begins[empty]
+        break_after = bool(begins[-1])
+        lengths, begins = lengths[lengths > 0], begins[:-1][lengths > 0]
+        lengths, begins, cut = self._cut(lengths, begins)
+        counts["lines split"] += cut
         dtype = token_dtype(len(self.tokenizer.vocab))
-        return TokenBlock(
-            np.fromiter(chain.from_iterable(encoded), dtype, sum(lengths)),
-            np.array(lengths, np.int64),
-            np.array(begins, bool),
-            pending_break or carried_break,
-            counts,
-        )
+        ids = np.fromiter(chain.from_iterable(encoded), dtype, int(lengths.sum()))
+        return TokenBlock(ids, lengths, begins, break_after, counts)
 
     def _sentences(self, block: Block, counts: Counter[str]) -> Iterator[str | None]:
         """Yield the sentences of a block, and DOCUMENT_BREAK where a document ends."""
-        for paragraph in self._paragraphs(block, counts):
-            if paragraph is DOCUMENT_BREAK or not self.split_paragraphs:
+        paragraphs = self._paragraphs(block, counts)
+        return self._split(paragraphs) if self.split_paragraphs else paragraphs
+
+    @staticmethod
+    def _split(paragraphs: Iterator[str | None]) -> Iterator[str | None]:
+        for paragraph in paragraphs:
+            if paragraph is DOCUMENT_BREAK:
                 yield paragraph
             else:
                 yield from split_sentences(paragraph)
@@ -99,17 +96,17 @@ class BlockTokenizer:
         counts["lines read in pieces"] += block.continues_line
         # subtle: not splitlines(), which also ends lines at characters that stand inside text.
         lines = text.removesuffix("\n").split("\n")
-        for number, line in enumerate(lines, start=block.line):
-            content = line.strip()
+        if not block.is_json:
             # subtle: the rest of a line that began in the last block is no blank line.
-            is_rest = block.continues_line and number == block.line
-            if block.is_json or not (content or is_rest):
-                yield DOCUMENT_BREAK
-            if content and block.is_json:
-                for paragraph in self._json_text(content, f"{block.path}, line {number}", counts):
+            is_blank_rest = block.continues_line and not lines[0].strip()
+            for line in lines[is_blank_rest:]:
+                yield line.strip() or DOCUMENT_BREAK
+            return
+        for number, line in enumerate(lines, start=block.line):
+            yield DOCUMENT_BREAK
+            if line.strip():
+                for paragraph in self._json_text(line, f"{block.path}, line {number}", counts):
                     yield paragraph.strip()
-            elif content:
-                yield content
 
     def _json_text(self, line: str, place: str, counts: Counter[str]) -> list[str]:
         """Return the paragraphs of one document of WikiExtractor's."""
@@ -138,10 +135,23 @@ class BlockTokenizer:
         # The tokenizer drops the replacement character.
         return block.data.decode("utf-8", errors="replace")
 
+    def _cut(self, lengths: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Cut sentences that are too long; return the new lengths and marks, and how many were."""
+        too_long = np.flatnonzero(lengths > sum(self.piece_lengths)).tolist()
+        pieces = [self._pieces(int(lengths[number])) for number in too_long]
+        repeats = np.ones(len(lengths), np.int64)
+        repeats[too_long] = [len(lengths_of_pieces) for lengths_of_pieces in pieces]
+        places = np.cumsum(repeats) - repeats
+        new_begins = np.zeros(int(repeats.sum()), bool)
+        new_begins[places] = begins
+        new_lengths = np.repeat(lengths, repeats)
+        for number, lengths_of_pieces in zip(too_long, pieces, strict=True):
+            place = places[number]
+            new_lengths[place : place + len(lengths_of_pieces)] = lengths_of_pieces
+        return new_lengths, new_begins, len(too_long)
+
     def _pieces(self, length: int) -> list[int]:
         """Return the lengths of the pieces that a line of `length` tokens is cut into."""
-        if length <= sum(self.piece_lengths):
-            return [length]
         pieces = []
         while length:
             piece = self.piece_lengths[len(pieces) % len(self.piece_lengths)]

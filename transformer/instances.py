@@ -12,6 +12,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,6 +50,18 @@ class InstanceSettings:
         return (self.max_tokens - self.max_tokens // 2, self.max_tokens // 2)
 
 
+class Part(NamedTuple):
+    """A stretch of whole documents.
+
+    tokens: all of them, quoted for JSON; offsets: (sentences + 1,) where each begins in `tokens`;
+    first: the number of the first sentence in the corpus.
+    """
+
+    tokens: list[bytes]
+    offsets: list[int]
+    first: int
+
+
 class InstanceSampler:
     """Draw the instances of an epoch, one part of the corpus at a time."""
 
@@ -60,56 +73,59 @@ class InstanceSampler:
         first, last = self.store.part_starts[part : part + 2]
         marks = self.store.sentence_marks(first, last - first + 1)
         places = marks >> 1
-        ids = self.store.ids(int(places[0]), int(places[-1] - places[0]))
+        tokens = self.table.tokens(self.store.ids(int(places[0]), int(places[-1] - places[0])))
+        offsets = (places - places[0]).tolist()
         bounds = [*np.flatnonzero(marks[:-1] & 1).tolist(), last - first]
+        loaded = Part(tokens, offsets, first)
+        make = self._singles if self.settings.one_seq else self._pairs
+        rng = random.Random()
         for begin, end in zip(bounds, bounds[1:], strict=False):
-            start = places[begin]
-            offsets = (places[begin : end + 1] - start).tolist()
-            document = self.table.tokens(ids[start - places[0] : places[end] - places[0]])
-            rng = random.Random(f"{self.settings.seed}/{epoch}/{first + begin}")
-            make = self._singles if self.settings.one_seq else self._pairs
-            yield from make(document, offsets, first + begin, rng)
+            rng.seed(_seed(self.settings.seed, epoch, first + begin))
+            yield from make(loaded, begin, end, rng)
 
     def _target_length(self, rng: random.Random) -> int:
         limit = self.settings.max_tokens
         return rng.randint(2, limit) if rng.random() < self.settings.short_seq_prob else limit
 
     def _singles(
-        self, document: list[bytes], offsets: list[int], first: int, rng: random.Random
+        self, part: Part, begin: int, document_end: int, rng: random.Random
     ) -> Iterator[Instance]:
-        """Yield sequences of whole sentences, [CLS] A [SEP]; none is cut, so all text is used."""
+        """Yield sequences of whole sentences, [CLS] A [SEP]; none is cut, so all text is used.
+
+        Args:
+            begin, document_end: the document's sentences in the part.
+        """
         limit = self.settings.max_tokens
         target = self._target_length(rng)
-        count = len(offsets) - 1
-        begin = 0
-        while begin < count:
+        offsets = part.offsets
+        while begin < document_end:
             start = offsets[begin]
-            end = bisect_left(offsets, start + target, begin + 1, count)
+            end = bisect_left(offsets, start + target, begin + 1, document_end)
             if offsets[end] - start > limit:
                 end -= 1
-            tokens = [self.table.cls, *document[start : offsets[end]], self.table.sep]
+            tokens = [self.table.cls, *part.tokens[start : offsets[end]], self.table.sep]
             yield self._instance(tokens, len(tokens), False, rng)
             begin = end
 
     def _pairs(
-        self, document: list[bytes], offsets: list[int], first: int, rng: random.Random
+        self, part: Part, begin: int, document_end: int, rng: random.Random
     ) -> Iterator[Instance]:
         """Yield [CLS] A [SEP] B [SEP]; the rest of a chunk whose B is random goes back."""
         target = self._target_length(rng)
-        count = len(offsets) - 1
-        begin = 0
-        while begin < count:
+        document, count = part.first + begin, document_end - begin
+        tokens, offsets = part.tokens, part.offsets
+        while begin < document_end:
             start = offsets[begin]
-            end = bisect_left(offsets, start + target, begin + 1, count)
+            end = bisect_left(offsets, start + target, begin + 1, document_end)
             split = begin + 1 + _below(rng, end - begin - 1)
-            first_tokens = document[start : offsets[split]]
+            first_tokens = tokens[start : offsets[split]]
             is_random = end - begin == 1 or rng.random() < 0.5
             if is_random:
                 wanted = target - len(first_tokens)
-                second_tokens = self._random_next(first, count, wanted, rng)
+                second_tokens = self._random_next(document, count, wanted, rng)
                 begin = split
             else:
-                second_tokens = document[offsets[split] : offsets[end]]
+                second_tokens = tokens[offsets[split] : offsets[end]]
                 begin = end
             yield self._pair(first_tokens, second_tokens, is_random, rng)
 
@@ -196,6 +212,11 @@ class InstanceSampler:
             starts = [i for i in range(begin, end) if i == begin or tokens[i] not in continuing]
             groups.extend(zip(starts, [*starts[1:], end], strict=True))
         return groups
+
+
+def _seed(seed: int, epoch: int, sentence: int) -> int:
+    """Return one number for three; a string would be hashed first, which costs twice as much."""
+    return (seed << 80) + (epoch << 60) + sentence
 
 
 def _below(rng: random.Random, limit: int) -> int:
