@@ -45,7 +45,7 @@ from benchmarks.plain_training import (
 from transformer.data import BatchPlan, PackedDataset, PackedWriter, collate
 from transformer.distillation import IntermediateObjective, layer_map
 from transformer.evaluation import predict_logits
-from transformer.lessons import IntermediateLesson, PredictionLesson
+from transformer.lessons import IntermediateLesson, PredictionLesson, StoredTargets
 from transformer.modeling import (
     BertConfig,
     TinyBertForPreTraining,
@@ -261,7 +261,7 @@ def ours_prediction(
         begun = time.perf_counter()
         logits = teacher_logits(teacher, dataset, Path(directory), args.batch_size, runtime)
         seconds = time.perf_counter() - begun
-        lesson = PredictionLesson(False, torch.from_numpy(np.array(logits)).to(runtime.device))
+        lesson = PredictionLesson(False, StoredTargets(logits.clone()))
     return seconds + PREDICTION_EPOCHS * ours_training(student, lesson, dataset, args, runtime)
 
 
