@@ -142,21 +142,35 @@ def make_data(args: argparse.Namespace, directory: Path, most: int, count: int) 
 # --- arithmetic --------------------------------------------------------------------------------
 
 
-def forward_flops(config: BertConfig, dataset: PackedDataset, fitted: int = 0) -> float:
-    """Count the multiplications and additions of a forward pass over all real tokens."""
+def forward_flops(
+    config: BertConfig, dataset: PackedDataset, *, layers: bool = False, fitted: int = 0
+) -> float:
+    """Count the multiplications and additions of a forward pass over all real tokens.
+
+    Args:
+        layers: all hidden states are wanted. Else it is a classifier, which reads one token of the
+            last layer: there the others are needed as keys and values only.
+        fitted: hidden states that are projected to the teacher's width.
+    """
     width, inner = config.hidden_size, config.intermediate_size
-    layer = dataset.tokens * (8 * width**2 + 4 * width * inner) + dataset.square_tokens * 4 * width
-    fit = fitted * 2 * dataset.tokens * width * config.fit_size
-    return config.num_hidden_layers * layer + fit
+    attended = dataset.square_tokens * 4 * width
+    layer = dataset.tokens * (8 * width**2 + 4 * width * inner) + attended
+    if layers:
+        fit = fitted * 2 * dataset.tokens * width * config.fit_size
+        return config.num_hidden_layers * layer + fit
+    keys_and_values = dataset.tokens * 4 * width**2
+    first = len(dataset) * (4 * width**2 + 4 * width * inner) + dataset.tokens * 4 * width
+    return (config.num_hidden_layers - 1) * layer + keys_and_values + first
 
 
 def job_flops(row: str, dataset: PackedDataset) -> float:
     """Count what a row needs for one pass over `dataset`: forward 1, forward and backward 3."""
-    student, fitted = forward_flops(TINY4, dataset), forward_flops(TINY4, dataset, fitted=5)
-    teacher = forward_flops(BASE, dataset)
+    student = forward_flops(TINY4, dataset)
+    fitted = forward_flops(TINY4, dataset, layers=True, fitted=5)
+    teacher, layers = forward_flops(BASE, dataset), forward_flops(BASE, dataset, layers=True)
     return {
-        "general": teacher + 3 * fitted,
-        "intermediate": teacher + 3 * fitted,
+        "general": layers + 3 * fitted,
+        "intermediate": layers + 3 * fitted,
         "prediction": teacher + PREDICTION_EPOCHS * 3 * student,
         "evaluation-base": teacher,
         "evaluation-tiny": student,

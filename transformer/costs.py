@@ -89,7 +89,8 @@ def sentence_flops(config: BertConfig, length: int) -> float:
         L * (8 T D^2 + 4 T^2 D + 4 T D I) + 2 D^2 + 2 D C
 
     that is query, key, value and output; scores and context; feed-forward; pooler; classifier.
-    Biases, softmax, activations and normalisation, below 2 %, are left out.
+    Biases, softmax, activations and normalisation, below 2 %, are left out. It is the usual count:
+    the last layer, of which a classifier reads one token, is in it like the others.
 
     >>> round(sentence_flops(BertConfig(), 128) / 1e9, 1)
     22.3

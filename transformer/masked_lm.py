@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .file_utils import UserError
@@ -117,7 +116,8 @@ class MaskedLM:
         inputs = originals.clone()
         inputs[rows, positions] = self.tokenizer.mask_id
         segment_ids = torch.from_numpy(segments).to(self.device) if self.copies > 1 else None
-        logits = self._logits_at(positions, inputs, segment_ids, mask)
+        output = self.model(inputs, segment_ids, mask, tokens=positions.unsqueeze(1))
+        logits = output.logits.squeeze(1).float()
         kinds = [
             is_cjk(self.tokenizer.ids_to_tokens[int(row[word.position + 1])])
             for row, word in zip(ids, batch, strict=True)
@@ -126,29 +126,6 @@ class MaskedLM:
         count = min(self.count + SPARE_CANDIDATES, logits.shape[1])
         scores, entries = logits.topk(count, dim=1)
         return entries.masked_fill(scores == -math.inf, -1)
-
-    def _logits_at(
-        self, positions: Tensor, inputs: Tensor, segments: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        """Return the logits (N, V) at one position (N,) of each of N inputs (N, T), in fp32.
-
-        They are those of the whole model, without the work that no logit asked for depends on:
-        in the last layer the other positions are needed as keys and values only.
-        """
-        bert, last = self.model.bert, self.model.bert.encoder.layer[-1]
-        number = self.model.config.num_hidden_layers - 1
-        output = bert(inputs, segments, mask, num_layers=number, pool=False)
-        hidden = output.hidden_states[-1]  # (N, T, D)
-        rows = torch.arange(len(inputs), device=self.device)
-        here = hidden[rows, positions].unsqueeze(1)  # (N, 1, D)
-        attention = last.attention.self
-        projected = attention.query(here), attention.key(hidden), attention.value(hidden)
-        heads = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in projected)
-        allowed = None if mask is None else mask[:, None, None, :]
-        context = F.scaled_dot_product_attention(*heads, attn_mask=allowed)  # (N, H, 1, K)
-        here = last.attention.output(context.transpose(1, 2).flatten(2), here)
-        here = last.output(last.intermediate(here), here)
-        return self.model.cls.predictions(here.squeeze(1)).float()
 
     def _inputs(self, batch: list[MaskedWord]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return ids and segments (B, T) before masking, and lengths (B,)."""

@@ -32,9 +32,10 @@ Model = TypeVar("Model", bound="BertPreTrainedModel")
 class BertOutput(NamedTuple):
     """Hold what a model computed; what was not asked for is None or empty.
 
-    logits: (B, C) of a classifier; (B, T, V) of a masked LM, (N, V) at N chosen positions.
+    logits: (B, C) of a classifier; (B, T, V) of a masked LM, (B, Q, V) at chosen tokens.
     attention_scores: {m: (B, H, T, T)}, QK^T / sqrt(K) in fp32, before softmax and before the mask.
-    hidden_states: (B, T, D) each; [0] is the embedding output, [m] the output of layer m.
+    hidden_states: (B, T, D) each; [0] is the embedding output, [m] the output of layer m. Where
+        only some tokens of the last layer are asked for, the last is (B, Q, D).
     pooled: (B, D), tanh of a linear map of the first token.
     fitted: {m: (B, T, fit_size)}, hidden states projected to the teacher's width.
     qkv: {m: (query, key, value)}, (B, T, D) each, heads side by side.
@@ -96,7 +97,7 @@ class BertEmbeddings(nn.Module):
 
 
 class BertSelfAttention(nn.Module):
-    """Attend from every token to the real tokens of its sequence."""
+    """Attend from every token, or from some, to the real tokens of the sequence."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -107,10 +108,15 @@ class BertSelfAttention(nn.Module):
         self.value = _linear(config, config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden: Tensor, mask: Tensor | None, want_scores: bool
+        self, hidden: Tensor, mask: Tensor | None, want_scores: bool, chosen: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor, Tensor]]:
-        """Return the context (B, T, D), the raw scores if wanted, and (query, key, value)."""
-        qkv = self.query(hidden), self.key(hidden), self.value(hidden)
+        """Return the context (B, T, D), the raw scores if wanted, and (query, key, value).
+
+        Args:
+            chosen: (B, Q, D), the tokens to attend from; None: all of `hidden`.
+        """
+        query = self.query(hidden if chosen is None else chosen)
+        qkv = query, self.key(hidden), self.value(hidden)
         heads = [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in qkv]  # (B, H, T, K)
         dropout_prob = self.dropout_prob if self.training else 0.0
         if want_scores:
@@ -164,11 +170,15 @@ class BertLayer(nn.Module):
         self.output = BertResidual(config, config.intermediate_size)
 
     def forward(
-        self, hidden: Tensor, mask: Tensor | None, want_scores: bool
+        self, hidden: Tensor, mask: Tensor | None, want_scores: bool, chosen: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor, Tensor]]:
-        """Return the new hidden states (B, T, D), and scores and qkv as the attention does."""
-        context, scores, qkv = self.attention.self(hidden, mask, want_scores)
-        hidden = self.attention.output(context, hidden)
+        """Return the new hidden states (B, T, D), and scores and qkv as the attention does.
+
+        Args:
+            chosen: (B, Q, D), the tokens whose new states are wanted: the result is (B, Q, D).
+        """
+        context, scores, qkv = self.attention.self(hidden, mask, want_scores, chosen)
+        hidden = self.attention.output(context, hidden if chosen is None else chosen)
         return self.output(self.intermediate(hidden), hidden), scores, qkv
 
 
@@ -248,6 +258,7 @@ class BertModel(BertPreTrainedModel):
         qkv_layers: Collection[int] = (),
         num_layers: int | None = None,
         pool: bool = True,
+        last_tokens: Tensor | None = None,
     ) -> BertOutput:
         """Run the embeddings and the first `num_layers` layers (None: all).
 
@@ -258,6 +269,8 @@ class BertModel(BertPreTrainedModel):
             score_layers, qkv_layers: numbers (1..L) of the layers whose raw attention scores, whose
                 query, key and value are wanted. Other layers never build a (T, T) matrix.
             pool: compute `pooled`, if there is a pooler.
+            last_tokens: (B, Q), the tokens that are wanted of the last layer. The others are needed
+                there as keys and values only, which is a sixth of the work.
         """
         hidden = self.embeddings(input_ids, token_type_ids)
         mask = None
@@ -268,7 +281,11 @@ class BertModel(BertPreTrainedModel):
         for number, layer in enumerate(self.encoder.layer, start=1):
             if num_layers is not None and number > num_layers:
                 break
-            hidden, scores, layer_qkv = layer(hidden, mask, _contains(score_layers, number))
+            chosen = None
+            if last_tokens is not None and number == self.config.num_hidden_layers:
+                chosen = hidden.gather(1, last_tokens[:, :, None].expand(-1, -1, hidden.shape[2]))
+            want_scores = _contains(score_layers, number)
+            hidden, scores, layer_qkv = layer(hidden, mask, want_scores, chosen)
             hidden_states.append(hidden)
             if scores is not None:
                 attention_scores[number] = scores
@@ -327,14 +344,11 @@ class BertForMaskedLM(BertPreTrainedModel):
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,
-        positions: tuple[Tensor, Tensor] | None = None,
+        tokens: Tensor | None = None,
     ) -> BertOutput:
-        """Return logits (B, T, V), or (N, V) at `positions`: N batch and N token indices."""
-        output = self.bert(input_ids, token_type_ids, attention_mask)
-        hidden = output.hidden_states[-1]
-        if positions is not None:
-            hidden = hidden[positions]  # before the vocabulary layer, which costs V * D a row
-        return output._replace(logits=self.cls.predictions(hidden))
+        """Return logits (B, T, V), or (B, Q, V) of `tokens` (B, Q), which costs much less."""
+        output = self.bert(input_ids, token_type_ids, attention_mask, last_tokens=tokens)
+        return output._replace(logits=self.cls.predictions(output.hidden_states[-1]))
 
 
 class BertForPreTraining(BertPreTrainedModel):
@@ -421,7 +435,12 @@ class TinyBertForSequenceClassification(TinyBertForPreTraining):
         classify: bool = True,
         **options: Any,
     ) -> BertOutput:
-        """Return logits (B, C) too, unless `classify` is off; options as in the parent class."""
+        """Return logits (B, C) too, unless `classify` is off; options as in the parent class.
+
+        Without options the last layer is computed at the first token only, which the logits read.
+        """
+        if classify and not options:
+            options = {"last_tokens": torch.zeros_like(input_ids[:, :1])}
         output = super().forward(
             input_ids, token_type_ids, attention_mask, pool=classify, **options
         )
