@@ -26,6 +26,7 @@ from transformer.distillation import add_distillation_arguments
 from transformer.file_utils import UserError, upload
 from transformer.general_job import Job, load_data, load_models, plan_job
 from transformer.lessons import lesson_loss
+from transformer.outputs import check_models_are_apart
 from transformer.reporting import Progress, Speed, closing_summary, save_curves
 from transformer.runtime import (
     add_runtime_arguments,
@@ -120,8 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Find mistakes in single flags."""
+    """Find mistakes that need no file to be read."""
     check_training_arguments(args)
+    check_models_are_apart(args)
     if args.max_seq_length < 3:
         raise UserError(f"--max_seq_length {args.max_seq_length}: give 3 or more")
     if args.continue_train and args.init_from_teacher:

@@ -251,13 +251,14 @@ def test_a_teacher_with_another_order_of_labels_teaches_the_same(
     ("flags", "told"),
     [
         (["--student_model", "{}/general"], "--teacher_model is needed"),
-        (["--student_model", "{}/general", "--teacher_model", "{}/base"], "lacks .*--finetune"),
+        (["--student_model", "{}/general", "--teacher_model", "{}/base"], "--finetune makes"),
         (["--student_model", "{}/general", "--teacher_model", "{}/none"], "none"),
         (["--pred_distill", "--finetune", "--student_model", "{}/base"], "contradict"),
         (["--finetune", "--student_model", "{}/base", "--aug_train"], "data_augmentation.py"),
         (["--finetune", "--student_model", "{}/base", "--data_dir", "{}/none"], "no such dir"),
         (["--finetune", "--student_model", "{}/base", "--max_seq_length", "65"], "64 positions"),
         (["--finetune", "--student_model", "{}/base", "--output_dir", "{}/base"], "another dir"),
+        (["--finetune", "--student_model", "{}/base", "--output_dir", "{}"], "lies in --output"),
         (["--do_eval", "--student_model", "{}/base"], "lacks the classifier"),
         (["--do_eval", "--student_model", "{}/teacher", "--task_name", "stsb"], "one output"),
         (

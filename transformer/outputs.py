@@ -41,6 +41,27 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def check_models_are_apart(args: argparse.Namespace) -> None:
+    """Refuse an output directory that is, or holds, a model that the run reads.
+
+    Raises:
+        UserError: it would be overwritten.
+    """
+    output_dir = args.output_dir.resolve()
+    for flag in ("student_model", "teacher_model"):
+        given = getattr(args, flag)
+        if given is None:
+            continue
+        model_dir = Path(given).resolve()
+        if model_dir == output_dir:
+            raise UserError(f"--output_dir {args.output_dir} is --{flag}; give another directory")
+        if output_dir in model_dir.parents:
+            raise UserError(
+                f"--{flag} {given} lies in --output_dir {args.output_dir} and would be "
+                "overwritten; give another directory"
+            )
+
+
 def prepare_output_dir(
     output_dir: str | Path, *, resume: bool, overwrite: bool, is_main: bool = True
 ) -> Path:

@@ -58,6 +58,7 @@ from transformer.training import (
     compile_forward,
     freeze_teacher,
 )
+from transformer.weight_files import find_weights, read_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,8 @@ def _check_models(
         return {}, None
     teacher = read_config(teacher_dir)
     check_task_fits(task, args.max_seq_length, teacher, "the teacher")
+    if needs_teacher(args):
+        _check_fine_tuned(teacher_dir)
     if args.init_from_teacher:
         check_layers_can_be_copied(student, teacher)
         layer_map(student.num_hidden_layers, teacher.num_hidden_layers, args.init_from_teacher)
@@ -149,6 +152,16 @@ def _check_models(
         return {}, None
     changes = student_changes(student_dir, teacher, copies_layers=bool(args.init_from_teacher))
     return changes, objective_from_args(args, replace(student, **changes), teacher)
+
+
+def _check_fine_tuned(teacher_dir: Path) -> None:
+    """Refuse a teacher that learned no task, by the names of its tensors."""
+    needed = {"bert.pooler.dense.weight", "classifier.weight"}
+    if find_weights(teacher_dir) is not None and not needed <= read_shapes(teacher_dir).keys():
+        raise UserError(
+            f"the teacher {teacher_dir} has no classifier or no pooler: it was not fine-tuned on a "
+            "task. --finetune makes a teacher of a BERT model"
+        )
 
 
 def load_teacher(
@@ -159,12 +172,7 @@ def load_teacher(
     Raises:
         UserError: it has no classifier, or one for other labels.
     """
-    try:
-        teacher = load_classifier(teacher_dir, task, "the teacher", need_classifier=True)
-    except UserError as error:
-        if "classifier" not in str(error) and "pooler" not in str(error):
-            raise
-        raise UserError(f"{error}. --finetune makes a teacher of a BERT model") from None
+    teacher = load_classifier(teacher_dir, task, "the teacher", need_classifier=True)
     freeze_teacher(teacher, runtime)
     if args.compile:
         compile_forward(teacher)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformer.file_utils import UserError
 from transformer.glue import Task, resolve_task
+from transformer.outputs import check_models_are_apart
 from transformer.rows import find_file, require_file
 from transformer.training import check_training_arguments
 
@@ -78,10 +79,7 @@ def _check_values(args: argparse.Namespace) -> None:
 
 
 def _check_training(args: argparse.Namespace, task: Task) -> None:
-    for flag in ("student_model", "teacher_model"):
-        given = getattr(args, flag)
-        if given is not None and Path(given).resolve() == args.output_dir.resolve():
-            raise UserError(f"--output_dir {args.output_dir} is --{flag}; give another directory")
+    check_models_are_apart(args)
     if args.teacher_model is None and needs_teacher(args):
         raise UserError(
             "--teacher_model is needed for distillation: a model fine-tuned on the task (make one "
