@@ -463,6 +463,8 @@ def test_inferred_case_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 def test_saved_directory_opens_here_and_in_hugging_face(
     tmp_path: Path, rich_vocab: Path, lowercase: bool
 ) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tokenizer.json").write_text('{"model": "what another model left"}')
     BertTokenizer(rich_vocab, lowercase, model_max_length=77).save_pretrained(tmp_path / "out")
     assert (tmp_path / "out" / "vocab.txt").read_bytes() == rich_vocab.read_bytes()
     again = BertTokenizer.from_pretrained(tmp_path / "out")

@@ -366,6 +366,8 @@ class BertTokenizer:
         target = Path(directory)
         target.mkdir(parents=True, exist_ok=True)
         self.save_vocabulary(target)
+        # Hugging Face would prefer what another model left there.
+        (target / "tokenizer.json").unlink(missing_ok=True)
         names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
         special = dict(zip(names, SPECIAL_TOKENS, strict=True))
         config = {"tokenizer_class": "BertTokenizer", **self._options, **special}
