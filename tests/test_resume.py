@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_vocabulary
-from toy_runs import ForkedRun, metrics_of, write_epochs, write_student
+from toy_runs import ForkedRun, kill_and_resume, metrics_of, write_epochs, write_student
 
 from transformer.modeling import BertForPreTraining
 
@@ -65,22 +63,15 @@ def test_killed_at_random_instants(ranks, precision, arguments, tmp_path):
     assert run.wait() == [0] * ranks, log.read_text()
     duration = time.monotonic() - begun
 
-    rng = random.Random(f"{ranks} {precision}")
     argv = arguments(output_dir, *flags, "--resume", ranks=ranks)
-    kills = finished = 0
-    while kills < KILLS_EACH:
-        run = ForkedRun(argv, log=log, ranks=ranks)
-        if run.kill(after=rng.uniform(0.1, 0.9) * duration):
-            kills += 1
-            continue
-        # It was done before the instant came: that is a result too; begin another.
-        assert_same_result(output_dir, expected)
-        shutil.rmtree(output_dir)
-        finished += 1
-        assert finished < 20, "runs end long before they are killed"
-    run = ForkedRun(argv, log=log, ranks=ranks)
-    assert run.wait() == [0] * ranks, log.read_text()
-    assert_same_result(output_dir, expected)
+    kill_and_resume(
+        lambda: ForkedRun(argv, log=log, ranks=ranks),
+        lambda: assert_same_result(output_dir, expected),
+        output_dir,
+        kills=KILLS_EACH,
+        duration=duration,
+        seed=f"{ranks} {precision}",
+    )
 
 
 def dying_at(file: str, count: int, moment: str) -> Callable[[], None]:

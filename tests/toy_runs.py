@@ -1,4 +1,4 @@
-"""Toy runs of general distillation for the tests: data on disk, and processes that can be killed.
+"""Toy runs of the training scripts for the tests: data on disk, and processes that can be killed.
 
 Processes are forked from the test's own, which has imported everything, so that a start costs
 milliseconds.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch._dynamo  # noqa: F401 - BertAdam's base class imports it: seconds, in every process
@@ -64,18 +66,19 @@ def free_port() -> int:
 
 
 class ForkedRun:
-    """`general_distill.py ARGV` in one forked process a rank."""
+    """A script with arguments, `general_distill.py` if none is named, in one process a rank."""
 
     def __init__(
         self,
         argv: Sequence[str],
         *,
         log: Path,
+        script: ModuleType = general_distill,
         ranks: int = 1,
         prepare: Callable[[], None] | None = None,
     ) -> None:
         port = free_port() if ranks > 1 else 0
-        self.log = log
+        self.log, self.script = log, script
         self.pids = [self._fork(argv, rank, ranks, port, prepare) for rank in range(ranks)]
 
     def _fork(
@@ -94,7 +97,7 @@ class ForkedRun:
             with open(self.log, "a", encoding="utf-8") as file:
                 os.dup2(file.fileno(), 2)
             sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-            sys.argv = ["general_distill.py", *argv]
+            sys.argv = [f"{self.script.__name__}.py", *argv]
             if ranks > 1:
                 os.environ |= {
                     "RANK": str(rank),
@@ -103,10 +106,10 @@ class ForkedRun:
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(port),
                 }
-            general_distill.save_curves = lambda *paths: False  # a second, and nothing to resume
+            self.script.save_curves = lambda *paths: False  # a second, and nothing to resume
             if prepare is not None:
                 prepare()
-            code = run_script(lambda: general_distill.main(list(argv)))
+            code = run_script(lambda: self.script.main(list(argv)))
         except SystemExit as error:
             code = int(error.code or 0)
         finally:
@@ -123,6 +126,38 @@ class ForkedRun:
         for pid in self.pids:
             os.kill(pid, signal.SIGKILL)  # a process that has ended but was not waited for is fine
         return any(code == -signal.SIGKILL for code in self.wait())
+
+
+def kill_and_resume(
+    start: Callable[[], ForkedRun],
+    check: Callable[[], None],
+    output_dir: Path,
+    *,
+    kills: int,
+    duration: float,
+    seed: str,
+) -> None:
+    """Kill a run at random instants, start it again each time, and let the last one end.
+
+    Args:
+        check: called for each run that ended.
+        duration: of a run that is left alone, in seconds.
+    """
+    rng = random.Random(seed)
+    killed = finished = 0
+    while killed < kills:
+        if start().kill(after=rng.uniform(0.1, 0.9) * duration):
+            killed += 1
+            continue
+        # It was done before the instant came: that is a result too; begin another.
+        check()
+        shutil.rmtree(output_dir)
+        finished += 1
+        assert finished < 20, "runs end long before they are killed"
+    run = start()
+    codes = run.wait()
+    assert codes == [0] * len(codes), run.log.read_text()
+    check()
 
 
 def metrics_of(output_dir: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,130 @@
+"""The task stage on several ranks, and killed at any instant."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_vocabulary
+from toy_runs import ForkedRun, kill_and_resume, metrics_of, write_student
+
+import task_distill
+from transformer.checkpoint import read_weights
+from transformer.modeling import TinyBertForSequenceClassification
+
+STAGES = {
+    "finetune": ["--finetune"],
+    "layers": [],
+    "prediction": ["--pred_distill", "--hard_label_weight", "0.5"],
+}
+KILLS_EACH = 5
+
+
+@pytest.fixture
+def arguments(
+    tmp_path: Path, vocab_file: Path, make_checkpoint, tiny_config
+) -> Callable[..., list[str]]:
+    """Return a function that makes the command line of a stage; 37 rows are 5 steps an epoch."""
+    rng = random.Random(11)
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, count in (("train", 37), ("dev", 21)):
+        rows = [
+            " ".join(rng.choices(tiny_vocabulary()[5:], k=rng.randint(1, 12))) + f"\t{row % 2}\n"
+            for row in range(count)
+        ]
+        (data / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(rows), encoding="utf-8")
+    labels = {"id2label": {0: "0", 1: "1"}}
+    teacher = make_checkpoint("teacher", TinyBertForSequenceClassification, **labels)
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    students = {
+        dropout: write_student(tmp_path / f"student-{dropout}", tiny_config, **changes)
+        for dropout, changes in ((True, {}), (False, quiet))
+    }
+
+    for student in students.values():
+        shutil.copy(vocab_file, student)
+
+    def make(stage: str, output_dir: Path, *more: str, batch: int = 8, dropout: bool) -> list[str]:
+        flags = {
+            "--data_dir": data,
+            "--task_name": "SST-2",
+            "--student_model": students[dropout],
+            "--output_dir": output_dir,
+            "--max_seq_length": 24,
+            "--train_batch_size": batch,
+            "--num_train_epochs": 2.6,
+            "--learning_rate": 1e-3,
+            "--precision": "fp32",
+            "--log_steps": 3,
+            "--eval_step": 4,
+            "--save_steps": 2,
+            "--num_workers": 1,
+        }
+        if stage != "finetune":
+            flags["--teacher_model"] = teacher
+        words = [str(word) for pair in flags.items() for word in pair]
+        return [*words, *STAGES[stage], "--no_cuda", *more]
+
+    return make
+
+
+def finish(run: ForkedRun) -> None:
+    codes = run.wait()
+    assert codes == [0] * len(codes), run.log.read_text()
+
+
+def results_of(output_dir: Path) -> dict[str, float]:
+    results = json.loads((output_dir / "eval_results.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in results.items() if isinstance(value, float)}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_equal_one_with_twice_the_batch(stage, arguments, tmp_path):
+    """The last batch of an epoch has five rows, and the dev set an odd number."""
+    one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
+    argv = arguments(stage, one, dropout=False)
+    finish(ForkedRun(argv, log=log, script=task_distill))
+    argv = arguments(stage, two, batch=4, dropout=False)
+    finish(ForkedRun(argv, log=log, script=task_distill, ranks=2))
+    for a, b in zip(metrics_of(one), metrics_of(two), strict=True):
+        assert b == pytest.approx(a, rel=5e-4, abs=1e-6)
+    assert results_of(two) == pytest.approx(results_of(one), rel=5e-4)
+    ours, theirs = read_weights(one), read_weights(two)
+    for name, tensor in ours.items():
+        assert np.allclose(theirs[name], tensor, atol=3e-4), name
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [("layers", 1), ("prediction", 1), ("prediction", 2)])
+def test_killed_at_random_instants(stage, ranks, arguments, tmp_path):
+    """Also while data is tokenised, and while the teacher is asked for its logits."""
+    expected, output_dir, log = tmp_path / "expected", tmp_path / "killed", tmp_path / "log"
+    options = {"log": log, "script": task_distill, "ranks": ranks}
+    begun = time.monotonic()
+    cache = ["--cache_dir", str(tmp_path / "cache")]
+    finish(ForkedRun(arguments(stage, expected, *cache, dropout=True), **options))
+    duration = time.monotonic() - begun
+
+    cache = ["--cache_dir", str(tmp_path / "other_cache")]
+    argv = arguments(stage, output_dir, "--resume", *cache, dropout=True)
+    kill_and_resume(
+        lambda: ForkedRun(argv, **options),
+        lambda: assert_same_result(output_dir, expected),
+        output_dir,
+        kills=KILLS_EACH,
+        duration=duration,
+        seed=f"{stage} {ranks}",
+    )
+
+
+def assert_same_result(output_dir: Path, expected: Path) -> None:
+    for name in ("pytorch_model.bin", "config.json", "eval_results.json", "eval_results.txt"):
+        assert (output_dir / name).read_bytes() == (expected / name).read_bytes(), name
+    assert metrics_of(output_dir) == metrics_of(expected)
+    assert not list(output_dir.glob(".*.tmp")), "a killed save left its file behind"
