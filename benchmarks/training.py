@@ -195,6 +195,7 @@ def timed(job: Callable[[], object], runtime: Runtime) -> float:
 
 
 def synchronise(runtime: Runtime) -> None:
+    """Wait until the device has done what it was given."""
     if runtime.device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -228,6 +229,7 @@ def measure_ours(
 
 
 def prepare(args: argparse.Namespace, *models: nn.Module) -> None:
+    """Compile the models if asked for."""
     if args.compile:
         compile_forward(*models)
 
