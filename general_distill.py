@@ -123,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
 def check_args(args: argparse.Namespace) -> None:
     """Find mistakes that need no file to be read."""
     check_training_arguments(args)
-    check_models_are_apart(args)
+    check_models_are_apart(args, [args.output_dir])
     if args.max_seq_length < 3:
         raise UserError(f"--max_seq_length {args.max_seq_length}: give 3 or more")
     if args.continue_train and args.init_from_teacher:

@@ -59,6 +59,7 @@ from transformer.training import (
     RunState,
     StopSignal,
     add_training_arguments,
+    begin_state,
     check_same_run,
     compile_forward,
     distribute,
@@ -204,7 +205,7 @@ def run_seed(run: Run) -> dict[str, float]:
     student = run.load_student()
     if args.compile:
         compile_forward(student)
-    state = run.begin_state(student, plan, saved, identity)
+    state = begin_state(student, args, runtime, plan.total_steps, saved, identity)
     train(run, plan, state)
     finish(run, state)
     return state.facts["results"]

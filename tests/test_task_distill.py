@@ -258,7 +258,13 @@ def test_a_teacher_with_another_order_of_labels_teaches_the_same(
         (["--finetune", "--student_model", "{}/base", "--data_dir", "{}/none"], "no such dir"),
         (["--finetune", "--student_model", "{}/base", "--max_seq_length", "65"], "64 positions"),
         (["--finetune", "--student_model", "{}/base", "--output_dir", "{}/base"], "another dir"),
-        (["--finetune", "--student_model", "{}/base", "--output_dir", "{}"], "lies in --output"),
+        (
+            [
+                *("--finetune", "--student_model", "{}/runs/seed_2/last"),
+                *("--seed", "1", "2", "--output_dir", "{}/runs"),
+            ],
+            "seed_2/last would be overwritten",
+        ),
         (["--do_eval", "--student_model", "{}/base"], "lacks the classifier"),
         (["--do_eval", "--student_model", "{}/teacher", "--task_name", "stsb"], "one output"),
         (
@@ -279,6 +285,7 @@ def test_a_teacher_with_another_order_of_labels_teaches_the_same(
 )
 def test_mistakes_are_told_in_one_line(toy: Toy, flags: list[str], told: str) -> None:
     output = ["--output_dir", toy / "mistakes"]
+    (toy.root / "runs/seed_2/last").mkdir(parents=True, exist_ok=True)
     with pytest.raises(UserError, match=told) as error:
         toy.run(*output, *(flag.format(toy.root) for flag in flags))
     assert "\n" not in str(error.value)
@@ -321,6 +328,18 @@ def test_without_a_usable_score_the_last_model_is_the_result(
     toy.run("--finetune", *flags, "--eval_step", "5", epochs=0.6)
     assert (toy.results("nan")["acc"], toy.results("nan")["global_step"]) == (None, 8)
     assert weights_of(toy / "nan")
+
+
+def test_a_model_beside_the_run_is_left_alone(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = toy.root / "here"
+    shutil.copytree(toy.root / "base", here / "base")
+    monkeypatch.chdir(here)
+    flags = ["--finetune", "--output_dir", ".", "--overwrite_output_dir"]
+    toy.run(*flags, "--student_model", "base", epochs=0.2)
+    assert same_weights(here / "base", toy / "base")
+    assert weights_of(here)
+    with pytest.raises(UserError, match="nowhere"):
+        toy.run(*flags, "--student_model", "nowhere", epochs=0.2)
 
 
 def test_fewer_rows_than_a_batch_train_too(toy: Toy) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,18 +18,9 @@ from transformer.data import Batch, PackedDataset, collate, evaluation_batches
 from transformer.distillation import IntermediateObjective
 from transformer.losses import LossCounts, prediction_loss
 from transformer.runtime import Runtime
-from transformer.training import layer_terms
+from transformer.training import Lesson, layer_terms
 
 Taught = tuple[Tensor, dict[str, Tensor]]
-
-
-class Lesson(Protocol):
-    """The loss of one stage."""
-
-    def __call__(
-        self, student: nn.Module, batch: Batch, counts: LossCounts, runtime: Runtime
-    ) -> Taught:
-        """Return the loss to minimise and its terms before weighting."""
 
 
 @dataclass

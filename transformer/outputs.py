@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,24 +41,19 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def check_models_are_apart(args: argparse.Namespace) -> None:
-    """Refuse an output directory that is, or holds, a model that the run reads.
+def check_models_are_apart(args: argparse.Namespace, output_dirs: Iterable[Path]) -> None:
+    """Refuse a model on disk that the run reads and, in one of `output_dirs`, would replace.
 
     Raises:
         UserError: it would be overwritten.
     """
-    output_dir = args.output_dir.resolve()
+    written = {(path / name).parent.resolve() for path in output_dirs for name in RUN_FILES}
     for flag in ("student_model", "teacher_model"):
         given = getattr(args, flag)
-        if given is None:
-            continue
-        model_dir = Path(given).resolve()
-        if model_dir == output_dir:
-            raise UserError(f"--output_dir {args.output_dir} is --{flag}; give another directory")
-        if output_dir in model_dir.parents:
+        if given is not None and Path(given).exists() and Path(given).resolve() in written:
             raise UserError(
-                f"--{flag} {given} lies in --output_dir {args.output_dir} and would be "
-                "overwritten; give another directory"
+                f"--{flag} {given} would be overwritten by the run in --output_dir "
+                f"{args.output_dir}; give another directory"
             )
 
 

@@ -136,9 +136,9 @@ def _make_step_batches(
     on_gpu = runtime.device.type == "cuda"
     for step in range(first_step, plan.total_steps + 1):
         dataset, indices = plan.batch(step - 1)
-        share = len(indices) / runtime.world_size
+        rows = len(indices) / runtime.world_size
         longest = pad_to or int(dataset.lengths(indices[-1:])[0])
-        pieces = accumulation if on_gpu else max(accumulation, _cpu_pieces(share * longest))
+        pieces = accumulation if on_gpu else max(accumulation, _cpu_pieces(rows * longest))
         shares = rank_share(
             indices, rank=runtime.rank, world_size=runtime.world_size, accumulation=pieces
         )

@@ -25,7 +25,6 @@ from transformer.file_utils import UserError, cached_path
 from transformer.glue import Task
 from transformer.lessons import (
     IntermediateLesson,
-    Lesson,
     PredictionLesson,
     StoredTargets,
     Targets,
@@ -54,10 +53,7 @@ from transformer.task_options import (
 )
 from transformer.task_run import Job
 from transformer.teacher_logits import teacher_logits
-from transformer.training import (
-    compile_forward,
-    freeze_teacher,
-)
+from transformer.training import Lesson, compile_forward, freeze_teacher
 from transformer.weight_files import find_weights, read_shapes
 
 logger = logging.getLogger(__name__)

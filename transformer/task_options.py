@@ -10,6 +10,7 @@ from transformer.file_utils import UserError
 from transformer.glue import Task, resolve_task
 from transformer.outputs import check_models_are_apart
 from transformer.rows import find_file, require_file
+from transformer.seeds import seed_directory
 from transformer.training import check_training_arguments
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,9 @@ def _check_values(args: argparse.Namespace) -> None:
 
 
 def _check_training(args: argparse.Namespace, task: Task) -> None:
-    check_models_are_apart(args)
+    seeds = args.seed if len(args.seed) > 1 else []
+    seed_dirs = (seed_directory(args.output_dir, seed) for seed in seeds)
+    check_models_are_apart(args, [args.output_dir, *seed_dirs])
     if args.teacher_model is None and needs_teacher(args):
         raise UserError(
             "--teacher_model is needed for distillation: a model fine-tuned on the task (make one "

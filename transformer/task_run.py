@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ from transformer.evaluation import (
     worst_score,
 )
 from transformer.glue import Task
-from transformer.lessons import IntermediateLesson, Lesson, lesson_loss
+from transformer.lessons import IntermediateLesson, lesson_loss
 from transformer.modeling import TinyBertForSequenceClassification
-from transformer.reporting import MetricsLog
 from transformer.runtime import Runtime
 from transformer.task_models import (
     copy_layers,
@@ -35,14 +33,7 @@ from transformer.task_options import (
     stage_of,
 )
 from transformer.tokenization import BertTokenizer
-from transformer.training import (
-    LossMeter,
-    RunPlan,
-    RunState,
-    build_optimizer,
-)
-
-logger = logging.getLogger(__name__)
+from transformer.training import Lesson, RunState
 
 
 @dataclass
@@ -136,27 +127,6 @@ class Run:
             state.best_score = results[metric] if self.keeps_best else None
             state.facts["results"] = results
         return keep
-
-    def begin_state(
-        self,
-        student: nn.Module,
-        plan: RunPlan,
-        saved: dict[str, Any] | None,
-        identity: dict[str, str],
-    ) -> RunState:
-        """Set up optimizer, meter and metrics, and go on from what was saved."""
-        args, runtime = self.args, self.runtime
-        optimizer, scaler = build_optimizer(student, args, plan.total_steps, runtime)
-        metrics = MetricsLog(
-            args.output_dir / "metrics.jsonl" if runtime.is_main else None,
-            offset=saved["metrics_offset"] if saved else 0,
-            tensorboard_dir=args.output_dir / "tensorboard" if args.tensorboard else None,
-        )
-        state = RunState(student, optimizer, scaler, LossMeter(runtime.device), metrics, identity)
-        if saved:
-            state.restore(saved, runtime)
-            logger.info("going on from step %d of %d", state.step, plan.total_steps)
-        return state
 
     def load_student(self) -> TinyBertForSequenceClassification:
         """Return the student as it begins, on its device and in training."""

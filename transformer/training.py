@@ -45,11 +45,9 @@ __all__ = [
     "distribute",
     "fingerprint",
     "freeze_teacher",
-    "gradient_sync",
     "is_due",
     "layer_terms",
     "mark_finished",
-    "optimizer_step",
     "read_state",
     "report",
     "step_batches",
@@ -91,7 +89,7 @@ def distribute(student: nn.Module, runtime: Runtime) -> nn.Module:
     )
 
 
-def gradient_sync(student: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+def _gradient_sync(student: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """Exchange gradients only for the last micro-batch; forward and backward go inside."""
     if is_last or not isinstance(student, DistributedDataParallel):
         return nullcontext()
@@ -112,7 +110,7 @@ def build_optimizer(
     return optimizer, scaler
 
 
-def optimizer_step(optimizer: BertAdam, scaler: torch.amp.GradScaler, step: int) -> None:
+def _optimizer_step(optimizer: BertAdam, scaler: torch.amp.GradScaler, step: int) -> None:
     """Apply the gradients of step `step` (the first being 1) and clear them."""
     scaler.unscale_(optimizer)  # BertAdam clips; that needs gradients at their own scale
     scaler.step(optimizer)
@@ -178,11 +176,11 @@ def take_step(
     """
     seed_step(seed, step_batch.step, runtime.rank)
     for number, batch in enumerate(step_batch.batches, start=1):
-        with gradient_sync(student, number == len(step_batch.batches)):
+        with _gradient_sync(student, number == len(step_batch.batches)):
             loss, terms = lesson(student, batch, step_batch.counts, runtime)
             state.scaler.scale(loss).backward()
         state.meter.add({"loss": loss, **terms})
-    optimizer_step(state.optimizer, state.scaler, step_batch.step)
+    _optimizer_step(state.optimizer, state.scaler, step_batch.step)
     state.meter.end_step(step_batch.step)
     state.step = step_batch.step
 
