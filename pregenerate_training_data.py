@@ -30,7 +30,7 @@ from transformer.file_utils import UserError, upload
 from transformer.instance_lines import TokenTable
 from transformer.instances import InstanceSampler, InstanceSettings, PartWriter
 from transformer.outputs import file_lock, prepare_output_dir, save_args
-from transformer.parallel import ordered_map
+from transformer.parallel import ordered_map, reuse_freed_memory
 from transformer.pregeneration import (
     PregenerationRun,
     check_space,
@@ -138,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.resume:
             run.restore()
         if run.state.epoch < args.epochs_to_generate:
+            reuse_freed_memory()
             store = tokenize_corpus(args, run, inputs)
             write_epochs(args, run, store, inputs)
         run.remove_store()

@@ -139,8 +139,8 @@ class InstanceSampler:
         sentence = _below(rng, self.store.sentences - count)
         if sentence >= first:
             sentence += count
-        # Every sentence holds a token, so this many are enough.
-        marks = self.store.sentence_marks(sentence, max(wanted, 1) + 1).tolist()
+        # Every sentence holds a token, so this many are enough; only the first few are looked at.
+        marks = memoryview(self.store.sentence_marks(sentence, max(wanted, 1) + 1))
         start = marks[0] >> 1
         end = 1
         while marks[end] >> 1 < start + wanted and not marks[end] & 1:
@@ -150,10 +150,10 @@ class InstanceSampler:
     def _pair(
         self, first: list[bytes], second: list[bytes], is_random: bool, rng: random.Random
     ) -> Instance:
-        drop_first, drop_second = truncation(len(first), len(second), self.settings.max_tokens)
-        if drop_first:
+        limit = self.settings.max_tokens
+        if len(first) + len(second) > limit:
+            drop_first, drop_second = truncation(len(first), len(second), limit)
             first = _drop(first, drop_first, rng)
-        if drop_second:
             second = _drop(second, drop_second, rng)
         sep = self.table.sep
         tokens = [self.table.cls, *first, sep, *second, sep]
@@ -243,6 +243,8 @@ def truncation(first: int, second: int, limit: int) -> tuple[int, int]:
 
 def _drop(tokens: list[bytes], count: int, rng: random.Random) -> list[bytes]:
     """Take `count` tokens off, each from the front or the back with equal chance."""
+    if not count:
+        return tokens
     front = rng.getrandbits(count).bit_count()
     return tokens[front : len(tokens) - count + front]
 

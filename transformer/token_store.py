@@ -21,8 +21,10 @@ from .corpus_tokens import TokenBlock
 
 # A longer document is treated as several: memory must not grow with the longest one.
 LONGEST_DOCUMENT = 1 << 18
-# Instances are made by parts of about this many tokens.
-PART_TOKENS = 1 << 19
+# An entry of sentences.bin.
+_MARK = np.dtype("<i8")
+# Instances are made by parts of about this many tokens: their lines stay in the processor's caches.
+PART_TOKENS = 1 << 17
 
 
 @dataclass
@@ -77,7 +79,7 @@ class TokenStoreWriter:
         for number in np.flatnonzero(begins).tolist():
             self._begin_document(state.sentences + number, int(starts[number]))
         self._ids.write(block.ids.tobytes())
-        self._sentences.write((starts << 1 | begins).astype("<i8").tobytes())
+        self._sentences.write((starts << 1 | begins).astype(_MARK).tobytes())
         state.tokens += len(block.ids)
         state.sentences += len(block.lengths)
         state.blocks += 1
@@ -97,7 +99,7 @@ class TokenStoreWriter:
 
     def finish(self) -> dict[str, Any]:
         """Write the end mark and return the final state."""
-        self._sentences.write(np.array([self.state.tokens << 1 | 1], "<i8").tobytes())
+        self._sentences.write(np.array([self.state.tokens << 1 | 1], _MARK).tobytes())
         self.state.complete = True
         return self.flush()
 
@@ -138,7 +140,7 @@ class TokenStore:
     """
 
     directory: Path
-    dtype: str
+    dtype: np.dtype
     sentences: int
     part_starts: tuple[int, ...]
 
@@ -146,16 +148,17 @@ class TokenStore:
     def from_state(cls, directory: Path, dtype: DTypeLike, state: StoreState) -> TokenStore:
         """Open the store that was written with `state` as its last."""
         parts = (*state.part_starts, state.sentences)
-        return cls(directory, np.dtype(dtype).str, state.sentences, parts)
+        return cls(directory, np.dtype(dtype), state.sentences, parts)
 
     def sentence_marks(self, first: int, count: int) -> np.ndarray:
         """Return entries of sentences.bin: (count,), fewer at the end of the corpus."""
-        return np.frombuffer(os.pread(self._sentence_file, count * 8, first * 8), "<i8")
+        return np.frombuffer(os.pread(self._sentence_file, count * 8, first * 8), _MARK)
 
     def ids(self, first: int, count: int) -> np.ndarray:
         """Return token ids: (count,)."""
-        size = np.dtype(self.dtype).itemsize
-        return np.frombuffer(os.pread(self._id_file, count * size, first * size), self.dtype)
+        dtype = self.dtype
+        size = dtype.itemsize
+        return np.frombuffer(os.pread(self._id_file, count * size, first * size), dtype)
 
     @cached_property
     def _sentence_file(self) -> int:
