@@ -55,7 +55,10 @@ def run(tmp_path: Path, glove: Path, make_checkpoint) -> Run:
     def run(content: str, *flags: object, task: str = "SST-2", name: str = "train.tsv") -> Path:
         directory = tmp_path / "glue" / (TASKS[key].directory if (key := _key(task)) else task)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(content, encoding="utf-8", newline="")
+        source, wanted = directory / name, content.encode("utf-8")
+        # subtle: ranks share the file; one must not find it empty because another writes it anew.
+        if not source.exists() or source.read_bytes() != wanted:
+            source.write_bytes(wanted)
         arguments = {
             "--pretrained_bert_model": model,
             "--glove_embs": glove,
@@ -64,7 +67,7 @@ def run(tmp_path: Path, glove: Path, make_checkpoint) -> Run:
             "--cache_dir": tmp_path / "cache",
         }
         data_augmentation.main([str(x) for x in (*_flat(arguments, flags), "--no_cuda", *flags)])
-        return directory / name.replace("train.", "train_aug.")
+        return source.with_name(name.replace("train.", "train_aug."))
 
     return run
 
