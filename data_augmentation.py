@@ -35,6 +35,7 @@ from transformer.glove import find_source, load_word_vectors, nearest_words
 from transformer.glue import Task, add_task_arguments, resolve_task
 from transformer.masked_lm import MaskedLM
 from transformer.modeling import BertForMaskedLM
+from transformer.packed_linear import pack_linears
 from transformer.parts import Parts, beside, digest
 from transformer.reporting import Progress
 from transformer.rows import RowReader, require_file
@@ -176,7 +177,7 @@ def load_augmenter(args: argparse.Namespace, runtime: Runtime) -> Augmenter:
     report.log()
     masked_lm = MaskedLM(
         # Held in the precision to compute in: casting at each call would cost more than it saves.
-        model.eval().to(runtime.device, runtime.dtype),
+        pack_linears(model.eval().to(runtime.device, runtime.dtype)),
         tokenizer,
         candidates=args.M,
         original_context=args.mlm_context == "original",

@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from transformer.allocation import reuse_freed_memory
 from transformer.corpus import Corpus, Survey, find_corpus_files
 from transformer.corpus_tokens import BlockTokenizer, token_dtype
 from transformer.exits import run_script
@@ -30,7 +31,7 @@ from transformer.file_utils import UserError, upload
 from transformer.instance_lines import TokenTable
 from transformer.instances import InstanceSampler, InstanceSettings, PartWriter
 from transformer.outputs import file_lock, prepare_output_dir, save_args
-from transformer.parallel import ordered_map, reuse_freed_memory
+from transformer.parallel import ordered_map
 from transformer.pregeneration import (
     PregenerationRun,
     check_space,

@@ -35,6 +35,7 @@ from transformer.glove import WordVectors, load_word_vectors, nearest_words
 from transformer.glue import TASKS, Task
 from transformer.masked_lm import MaskedLM
 from transformer.modeling import BertForMaskedLM
+from transformer.packed_linear import pack_linears
 from transformer.rows import RowReader
 from transformer.runtime import native_bf16
 from transformer.tokenization import BertTokenizer
@@ -212,7 +213,7 @@ def main() -> None:
         reader = copy_rows(args.data, Path(directory) / "rows.tsv", task, args.sentences)
         sentences = [text for row in reader for text in reader.texts(row.cells)]
         # The model is held in the precision that the script would choose; plain runs in fp32.
-        held = copy.deepcopy(model).to(dtype)
+        held = pack_linears(copy.deepcopy(model).to(dtype))
         masked_lm = MaskedLM(held, tokenizer, candidates=CANDIDATES, batch_size=args.batch_size)
         config = AugmentationConfig(args.N, CANDIDATES, PROBABILITY)
         augmenter = Augmenter(config, tokenizer.basic_tokenizer, masked_lm)

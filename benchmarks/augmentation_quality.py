@@ -30,6 +30,7 @@ from transformer.glove import WordVectors, load_word_vectors, nearest_words
 from transformer.glue import TASKS, Task
 from transformer.masked_lm import MaskedLM
 from transformer.modeling import BertForMaskedLM, TinyBertForSequenceClassification
+from transformer.packed_linear import pack_linears
 from transformer.rows import RowReader
 from transformer.runtime import native_bf16
 from transformer.task_data import build_input
@@ -183,6 +184,7 @@ def main() -> None:
     dtype = torch.bfloat16 if native_bf16(device) else torch.float32
     tokenizer = BertTokenizer.from_pretrained(args.pretrained_bert_model)
     model = BertForMaskedLM.from_pretrained(args.pretrained_bert_model).eval().to(device, dtype)
+    pack_linears(model)
     vectors = load_word_vectors(args.glove_embs, args.glove_words, args.cache_dir)
     print(
         "| task | --mlm_context | candidates a word | words with any | words replaced | "

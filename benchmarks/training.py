@@ -42,6 +42,7 @@ from benchmarks.plain_training import (
     plain_step,
     soft_cross_entropy,
 )
+from transformer.allocation import reuse_freed_memory
 from transformer.data import BatchPlan, PackedDataset, PackedWriter, collate
 from transformer.distillation import IntermediateObjective, layer_map
 from transformer.evaluation import predict_logits
@@ -51,6 +52,7 @@ from transformer.modeling import (
     TinyBertForPreTraining,
     TinyBertForSequenceClassification,
 )
+from transformer.packed_linear import pack_linears
 from transformer.reporting import MetricsLog
 from transformer.runtime import PRECISIONS, Runtime, native_bf16
 from transformer.teacher_logits import teacher_logits
@@ -211,15 +213,16 @@ def measure_ours(
     if row.startswith("evaluation"):
         model = TinyBertForSequenceClassification(BASE if row.endswith("base") else TINY4)
         # A teacher is held in the compute precision; a student is measured while it is trained.
-        model = freeze_teacher(model, runtime) if row.endswith("base") else model.to(runtime.device)
-        prepare(args, model)
+        if row.endswith("base"):
+            prepare(args, runtime, None, model)
+        else:
+            prepare(args, runtime, model, None)
         return best_pass(
             lambda: predict_logits(model, dataset, args.batch_size, runtime), args, runtime
         )
     kind = TinyBertForPreTraining if row == "general" else TinyBertForSequenceClassification
-    student, teacher = kind(TINY4).to(runtime.device).train(), kind(BASE)
-    freeze_teacher(teacher, runtime)
-    prepare(args, student, teacher)
+    student, teacher = kind(TINY4).train(), kind(BASE)
+    prepare(args, runtime, student, teacher)
     if row == "prediction":
         return ours_prediction(student, teacher, dataset, args, runtime)
     objective = IntermediateObjective(layer_map(4, 12, "uniform"))
@@ -228,10 +231,18 @@ def measure_ours(
     return ours_training(student, lesson, dataset, args, runtime)
 
 
-def prepare(args: argparse.Namespace, *models: nn.Module) -> None:
-    """Compile the models if asked for."""
+def prepare(
+    args: argparse.Namespace, runtime: Runtime, student: nn.Module | None, teacher: nn.Module | None
+) -> None:
+    """Bring the models to the device, and compile them or pack the teacher, as the scripts do."""
+    if student is not None:
+        student.to(runtime.device)
+    if teacher is not None:
+        freeze_teacher(teacher, runtime)
     if args.compile:
-        compile_forward(*models)
+        compile_forward(*(model for model in (student, teacher) if model is not None))
+    elif teacher is not None:
+        pack_linears(teacher)
 
 
 def best_pass(job: Callable[[], object], args: argparse.Namespace, runtime: Runtime) -> float:
@@ -335,6 +346,8 @@ def make_runtime(args: argparse.Namespace) -> Runtime:
 def measure(row: str, way: str, args: argparse.Namespace) -> Result:
     """Measure one row in one way, in this process."""
     runtime = make_runtime(args)
+    if way == "ours" and runtime.device.type == "cpu":
+        reuse_freed_memory()  # as setup_runtime does
     most = GENERAL_LENGTH if row == "general" else SENTENCE_LENGTH
     count = args.steps * args.batch_size
     with tempfile.TemporaryDirectory() as directory:

@@ -23,6 +23,7 @@ from transformer.evaluation import (
 from transformer.file_utils import atomic_write, cached_path
 from transformer.glue import Source, Task
 from transformer.modeling import TinyBertForSequenceClassification
+from transformer.packed_linear import pack_linears
 from transformer.rows import RowReader, find_file, with_labels
 from transformer.runtime import Runtime
 from transformer.task_data import TokenCache
@@ -139,6 +140,8 @@ def _benchmark(delivery: Delivery, teacher: TinyBertForSequenceClassification | 
     lengths = dataset.lengths(np.arange(len(dataset)))
     # As it would be deployed here: weights held in the precision that the machine computes in.
     freeze_teacher(delivery.model, runtime)
+    if not args.compile:
+        pack_linears(delivery.model)
     figures = [
         measure(model, lengths, name=name, directory=directory, autocast=runtime.autocast)
         for model, name, directory in (

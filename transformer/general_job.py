@@ -18,6 +18,7 @@ from transformer.distillation import IntermediateObjective, layer_map, objective
 from transformer.file_utils import UserError, cached_path
 from transformer.lessons import IntermediateLesson
 from transformer.modeling import TinyBertForPreTraining
+from transformer.packed_linear import pack_linears
 from transformer.pretraining_data import find_epoch_files, open_pretraining_data
 from transformer.runtime import Runtime
 from transformer.task_models import (
@@ -143,4 +144,6 @@ def load_models(job: Job) -> tuple[TinyBertForPreTraining, IntermediateLesson]:
     freeze_teacher(teacher, runtime)
     if args.compile:
         compile_forward(student, teacher)
+    else:
+        pack_linears(teacher)
     return student, IntermediateLesson(teacher, job.objective, classifiers=False)

@@ -93,9 +93,15 @@ class MaskedLM:
         spells them; without the word itself. Equal questions are asked once."""
         # subtle: batches depend on the words of this call and their order alone, because the
         # rounding of a result depends on the batch it was computed in.
-        asked = sorted(dict.fromkeys(words), key=lambda word: len(word.pieces))
+        by_length: dict[int, list[MaskedWord]] = {}
+        for word in dict.fromkeys(words):
+            by_length.setdefault(len(word.pieces), []).append(word)
         size = self.batch_size
-        batches = [asked[start : start + size] for start in range(0, len(asked), size)]
+        batches = [
+            alike[start : start + size]
+            for _, alike in sorted(by_length.items())
+            for start in range(0, len(alike), size)
+        ]
         with torch.inference_mode():
             top = [self._top_entries(batch) for batch in batches]  # read after all are queued
         found = {}
@@ -105,18 +111,18 @@ class MaskedLM:
         return found
 
     def _top_entries(self, batch: list[MaskedWord]) -> Tensor:
-        """Return the ids of the likeliest entries (N, K), padded with -1 at the end."""
-        ids, segments, lengths = self._inputs(batch)
-        mask = None
-        if lengths.min() < lengths.max():
-            mask = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None]).to(self.device)
+        """Return the ids of the likeliest entries (N, K), padded with -1 at the end.
+
+        The copies of a batch are of one length.
+        """
+        ids, segments = self._inputs(batch)
         positions = torch.tensor([word.position + 1 for word in batch], device=self.device)
         rows = torch.arange(len(batch), device=self.device)
         originals = torch.from_numpy(ids).to(self.device)
         inputs = originals.clone()
         inputs[rows, positions] = self.tokenizer.mask_id
         segment_ids = torch.from_numpy(segments).to(self.device) if self.copies > 1 else None
-        output = self.model(inputs, segment_ids, mask, tokens=positions.unsqueeze(1))
+        output = self.model(inputs, segment_ids, tokens=positions.unsqueeze(1))
         logits = output.logits.squeeze(1).float()
         kinds = [
             is_cjk(self.tokenizer.ids_to_tokens[int(row[word.position + 1])])
@@ -127,21 +133,18 @@ class MaskedLM:
         scores, entries = logits.topk(count, dim=1)
         return entries.masked_fill(scores == -math.inf, -1)
 
-    def _inputs(self, batch: list[MaskedWord]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return ids and segments (B, T) before masking, and lengths (B,)."""
-        cls_id, sep_id = self.tokenizer.cls_id, self.tokenizer.sep_id
-        texts = [np.frombuffer(word.pieces, np.int32) for word in batch]
-        lengths = np.array([1 + self.copies * (len(text) + 1) for text in texts])
-        ids = np.full((len(batch), lengths.max()), self.tokenizer.pad_id, np.int64)
+    def _inputs(self, batch: list[MaskedWord]) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and segments (N, T) before masking."""
+        texts = np.stack([np.frombuffer(word.pieces, np.int32) for word in batch]).astype(np.int64)
+        rows, length = texts.shape
+        ids = np.full((rows, 1 + self.copies * (length + 1)), self.tokenizer.sep_id, np.int64)
         segments = np.zeros_like(ids)
-        for row, text in enumerate(texts):
-            ids[row, 0] = cls_id
-            for copy in range(self.copies):
-                start = 1 + copy * (len(text) + 1)
-                ids[row, start : start + len(text)] = text
-                ids[row, start + len(text)] = sep_id
-                segments[row, start : start + len(text) + 1] = copy
-        return ids, segments, lengths
+        ids[:, 0] = self.tokenizer.cls_id
+        for copy in range(self.copies):
+            start = 1 + copy * (length + 1)
+            ids[:, start : start + length] = texts
+            segments[:, start : start + length + 1] = copy
+        return ids, segments
 
     def _without_itself(self, word: MaskedWord, entries: list[int]) -> list[str]:
         original = int(np.frombuffer(word.pieces, np.int32)[word.position])

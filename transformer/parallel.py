@@ -7,7 +7,6 @@ parent that was killed.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -27,24 +26,6 @@ Result = TypeVar("Result")
 # subtle: forking costs nothing and shares the vocabulary, but is only sound without threads that
 # hold locks; this package starts none. Where forking is not the custom, workers are spawned.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-
-
-# mallopt()'s names for: give freed memory back from this size on; map blocks from this size on.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-REUSED_BYTES = 32 << 20
-
-
-def reuse_freed_memory() -> None:
-    """Let this process and the workers it forks keep freed blocks of up to 32 MiB for the next.
-
-    Without it every large result is given back to the system and mapped and zeroed anew, which
-    takes a tenth of the time of `pregenerate_training_data.py`. Elsewhere than with glibc it does
-    nothing.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, REUSED_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, REUSED_BYTES)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from transformer.allocation import reuse_freed_memory
 from transformer.exits import RunError, run_script
 from transformer.file_utils import UserError
 from transformer.outputs import file_lock, prepare_output_dir, restarted, save_args
@@ -199,6 +200,8 @@ def setup_runtime(args: argparse.Namespace) -> Runtime:
     device = _choose_device(args, local_rank)
     if device.type == "cuda":
         _make_deterministic()
+    else:
+        reuse_freed_memory()
     runtime = Runtime(device, resolve_precision(args, device), rank, local_rank, world_size)
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"

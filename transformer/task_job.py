@@ -31,6 +31,7 @@ from transformer.lessons import (
     TeacherTargets,
 )
 from transformer.modeling import TinyBertForSequenceClassification
+from transformer.packed_linear import pack_linears
 from transformer.rows import with_labels
 from transformer.runtime import Runtime
 from transformer.task_inputs import (
@@ -172,6 +173,8 @@ def load_teacher(
     freeze_teacher(teacher, runtime)
     if args.compile:
         compile_forward(teacher)
+    else:
+        pack_linears(teacher)
     return teacher
 
 

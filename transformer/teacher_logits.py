@@ -116,7 +116,8 @@ def _logits_key(
     digest = hashlib.sha256()
     for name, tensor in sorted(teacher.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        plain = tensor.to_dense() if tensor.is_mkldnn else tensor  # see packed_linear.py
+        digest.update(plain.detach().cpu().contiguous().view(torch.uint8).numpy())
     facts = [teacher.config.to_dict(), dataset.path.name, str(runtime.dtype)]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:16]

@@ -130,6 +130,8 @@ def is_candidate(entry: str) -> bool:
     contractions ("n't"), punctuation and whatever else holds no letter or digit are not; nor is
     what holds a blank.
     """
+    if entry.isascii() and entry.isalnum():
+        return True
     if entry.startswith("##") or (entry[:1] in "[<" and entry[-1:] in "]>"):
         return False
     if any(char in _APOSTROPHES or characters.is_blank(char) for char in entry):
