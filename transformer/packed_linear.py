@@ -1,8 +1,8 @@
 """Linear layers of frozen models, with weights laid out as the processor reads them.
 
 On a CPU every product with a half-precision weight begins by copying the weight into blocks, unless
-it lies in blocks already. What is trained cannot: the optimizer needs plain weights. Teachers and
-the masked language model of augmentation can.
+it lies in blocks already. Weights that are trained must stay plain, for the optimizer; those of
+teachers and of the masked language model of augmentation need not.
 """
 
 from __future__ import annotations
