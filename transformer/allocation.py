@@ -16,8 +16,7 @@ def reuse_freed_memory() -> None:
     """Let this process, and those it forks, keep freed blocks for the next ones of their size.
 
     Otherwise every large block goes back to the system, to be mapped and zeroed anew a moment
-    later: a tenth of the time of pregeneration, and of a student's training steps on a CPU. Without
-    effect elsewhere than with glibc.
+    later, page by page. Without effect elsewhere than with glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None and any(mallopt(_M_MMAP_THRESHOLD, size) for size in _KEPT_BYTES):
