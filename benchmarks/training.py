@@ -213,10 +213,7 @@ def measure_ours(
     if row.startswith("evaluation"):
         model = TinyBertForSequenceClassification(BASE if row.endswith("base") else TINY4)
         # A teacher is held in the compute precision; a student is measured while it is trained.
-        if row.endswith("base"):
-            prepare(args, runtime, None, model)
-        else:
-            prepare(args, runtime, model, None)
+        prepare(args, runtime, *((None, model) if row.endswith("base") else (model, None)))
         return best_pass(
             lambda: predict_logits(model, dataset, args.batch_size, runtime), args, runtime
         )
@@ -240,7 +237,7 @@ def prepare(
     if teacher is not None:
         freeze_teacher(teacher, runtime)
     if args.compile:
-        compile_forward(*(model for model in (student, teacher) if model is not None))
+        compile_forward(*filter(None, (student, teacher)))
     elif teacher is not None:
         pack_linears(teacher)
 
