@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tqdm import tqdm
 
 from transformer.reporting import (
     MetricsLog,
@@ -124,3 +128,16 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     events = EventAccumulator(str(tmp_path / "board"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 2.5)]
+
+
+def test_a_killed_process_leaves_the_lock_of_others_alone():
+    pid = os.fork()
+    if pid == 0:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    lock = tqdm.get_lock()
+    # A thread of its own, because the lock may be taken twice by one.
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lock.acquire, timeout=5).result()
+        pool.submit(lock.release).result()

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,10 @@ from tqdm import tqdm
 from transformer.file_utils import atomic_write
 
 logger = logging.getLogger(__name__)
+
+# subtle: tqdm's own lock is shared with forked processes, and one that is killed while it holds the
+# lock would stop all the others. Each of our processes writes for itself.
+tqdm.set_lock(threading.RLock())
 
 # Fields of metrics.jsonl that depend on the clock; two runs of one seed differ in nothing else.
 TIMING_FIELDS = ("seconds", "sequences_per_second", "tokens_per_second")
