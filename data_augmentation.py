@@ -20,8 +20,11 @@ from typing import Any
 
 import torch
 
-from transformer.augmentation import AugmentationConfig, Augmenter
-from transformer.augmented_rows import (
+from transformer.augmentation.algorithm import AugmentationConfig, Augmenter
+from transformer.augmentation.glove import find_source, load_word_vectors, nearest_words
+from transformer.augmentation.masked_lm import MaskedLM
+from transformer.augmentation.parts import Parts, beside, digest
+from transformer.augmentation.rows import (
     augment_block,
     merge_notes,
     read_blocks,
@@ -29,27 +32,18 @@ from transformer.augmented_rows import (
     summarise,
     survey_rows,
 )
-from transformer.checkpoint import load_model
-from transformer.file_utils import UserError, cached_path
-from transformer.glove import find_source, load_word_vectors, nearest_words
-from transformer.glue import Task, add_task_arguments, resolve_task
-from transformer.masked_lm import MaskedLM
+from transformer.augmentation.words import STOP_WORDS
+from transformer.checkpoint.directory import load_model
+from transformer.file_utils import cached_path
+from transformer.files import UserError, file_lock
 from transformer.modeling import BertForMaskedLM
 from transformer.packed_linear import pack_linears
-from transformer.parts import Parts, beside, digest
-from transformer.reporting import Progress
-from transformer.rows import RowReader, require_file
-from transformer.runtime import (
-    Runtime,
-    add_runtime_arguments,
-    close_runtime,
-    file_lock,
-    restarted,
-    run_script,
-    setup_runtime,
-)
+from transformer.runtime.progress import Progress
+from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
+from transformer.runtime.script import restarted, run_script
+from transformer.tasks.files import RowReader, require_file
+from transformer.tasks.table import Task, add_task_arguments, resolve_task
 from transformer.tokenization import BasicTokenizer, BertTokenizer
-from transformer.words import STOP_WORDS
 
 logger = logging.getLogger("data_augmentation")
 

@@ -20,41 +20,34 @@ from pathlib import Path
 
 from torch import nn
 
-from transformer.checkpoint import save_checkpoint
-from transformer.data import PackedDataset
-from transformer.distillation import add_distillation_arguments
-from transformer.file_utils import UserError, upload
-from transformer.general_job import Job, load_data, load_models, plan_job
-from transformer.lessons import lesson_loss
-from transformer.outputs import check_models_are_apart
-from transformer.reporting import Progress, Speed, closing_summary, save_curves
-from transformer.runtime import (
-    add_runtime_arguments,
-    close_runtime,
+from transformer.checkpoint.directory import save_checkpoint
+from transformer.distillation.general_job import Job, load_data, load_models, plan_job
+from transformer.distillation.layers import add_distillation_arguments
+from transformer.distillation.objectives import lesson_loss
+from transformer.file_utils import upload
+from transformer.files import UserError
+from transformer.runtime.metrics_log import save_curves
+from transformer.runtime.progress import Progress, Speed, closing_summary
+from transformer.runtime.ranks import add_runtime_arguments, close_runtime, setup_runtime
+from transformer.runtime.script import (
+    check_models_are_apart,
     prepare_output_dir,
     run_script,
     save_args,
-    setup_runtime,
 )
-from transformer.training import (
-    Lesson,
-    RunPlan,
+from transformer.training.loop import Lesson, begin_state, distribute, is_due, report, take_step
+from transformer.training.meter import stop_if_not_finite
+from transformer.training.options import add_training_arguments, check_training_arguments
+from transformer.training.packed import PackedDataset
+from transformer.training.state import (
     RunState,
     StopSignal,
-    add_training_arguments,
-    begin_state,
     check_same_run,
-    check_training_arguments,
-    distribute,
     fingerprint,
-    is_due,
     mark_finished,
     read_state,
-    report,
-    step_batches,
-    stop_if_not_finite,
-    take_step,
 )
+from transformer.training.steps import RunPlan, step_batches
 
 logger = logging.getLogger("general_distill")
 

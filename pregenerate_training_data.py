@@ -23,23 +23,22 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from transformer.allocation import reuse_freed_memory
-from transformer.corpus import Corpus, Survey, find_corpus_files
-from transformer.corpus_tokens import BlockTokenizer, token_dtype
-from transformer.exits import run_script
-from transformer.file_utils import UserError, upload
-from transformer.instance_lines import TokenTable
-from transformer.instances import InstanceSampler, InstanceSettings, PartWriter
-from transformer.outputs import file_lock, prepare_output_dir, save_args
-from transformer.parallel import ordered_map
-from transformer.pregeneration import (
+from transformer.corpus.blocks import Corpus, Survey, find_corpus_files
+from transformer.corpus.instances import InstanceSampler, InstanceSettings, PartWriter, TokenTable
+from transformer.corpus.run import (
     PregenerationRun,
     check_space,
     estimate_sizes,
     full_disk_explained,
 )
-from transformer.reporting import Progress, closing_summary, format_seconds, setup_logging
-from transformer.token_store import PART_TOKENS, StoreState, TokenStore, TokenStoreWriter
+from transformer.corpus.token_store import PART_TOKENS, StoreState, TokenStore, TokenStoreWriter
+from transformer.corpus.tokens import BlockTokenizer, token_dtype
+from transformer.file_utils import upload
+from transformer.files import UserError, file_lock
+from transformer.runtime.allocation import reuse_freed_memory
+from transformer.runtime.parallel import ordered_map
+from transformer.runtime.progress import Progress, closing_summary, format_seconds, setup_logging
+from transformer.runtime.script import prepare_output_dir, run_script, save_args
 from transformer.tokenization import BertTokenizer
 
 logger = logging.getLogger("pregenerate")

@@ -24,54 +24,39 @@ import shutil
 import sys
 from pathlib import Path
 
-from transformer.checkpoint import save_checkpoint
-from transformer.data import BatchPlan
-from transformer.delivery import deliver
-from transformer.distillation import add_distillation_arguments
-from transformer.evaluation import (
-    results_table,
-    write_dev_results,
-)
+from transformer.checkpoint.directory import save_checkpoint
+from transformer.distillation.layers import add_distillation_arguments
 from transformer.file_utils import upload
-from transformer.glue import add_task_arguments
-from transformer.reporting import (
-    Progress,
-    Speed,
-    closing_summary,
-    save_curves,
-    sum_by_kind,
-)
-from transformer.runtime import (
-    Runtime,
-    add_runtime_arguments,
-    close_runtime,
-    prepare_output_dir,
-    run_script,
-    save_args,
-    setup_runtime,
-)
-from transformer.seeds import report_seeds, seed_directory
-from transformer.task_job import plan_job
-from transformer.task_options import check_args, delivers, trains
-from transformer.task_run import Job, Run
-from transformer.training import (
-    RunPlan,
-    RunState,
-    StopSignal,
-    add_training_arguments,
+from transformer.runtime.metrics_log import save_curves, sum_by_kind
+from transformer.runtime.progress import Progress, Speed, closing_summary
+from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
+from transformer.runtime.script import prepare_output_dir, run_script, save_args
+from transformer.tasks.evaluate import deliver
+from transformer.tasks.job import plan_job
+from transformer.tasks.options import check_args, delivers, trains
+from transformer.tasks.results import report_seeds, results_table, seed_directory, write_dev_results
+from transformer.tasks.run import Job, Run
+from transformer.tasks.table import add_task_arguments
+from transformer.training.batches import BatchPlan
+from transformer.training.loop import (
     begin_state,
-    check_same_run,
     compile_forward,
     distribute,
-    fingerprint,
     is_due,
-    mark_finished,
-    read_state,
     report,
-    step_batches,
-    stop_if_not_finite,
     take_step,
 )
+from transformer.training.meter import stop_if_not_finite
+from transformer.training.options import add_training_arguments
+from transformer.training.state import (
+    RunState,
+    StopSignal,
+    check_same_run,
+    fingerprint,
+    mark_finished,
+    read_state,
+)
+from transformer.training.steps import RunPlan, step_batches
 
 logger = logging.getLogger("task_distill")
 

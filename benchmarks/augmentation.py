@@ -28,18 +28,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from transformer.augmentation import AugmentationConfig, Augmenter
-from transformer.augmented_rows import augment_block, read_blocks, survey_rows
+from transformer.augmentation.algorithm import AugmentationConfig, Augmenter
+from transformer.augmentation.glove import WordVectors, load_word_vectors, nearest_words
+from transformer.augmentation.masked_lm import MaskedLM
+from transformer.augmentation.rows import augment_block, read_blocks, survey_rows
+from transformer.augmentation.words import STOP_WORDS
 from transformer.configuration import BertConfig
-from transformer.glove import WordVectors, load_word_vectors, nearest_words
-from transformer.glue import TASKS, Task
-from transformer.masked_lm import MaskedLM
 from transformer.modeling import BertForMaskedLM
 from transformer.packed_linear import pack_linears
-from transformer.rows import RowReader
-from transformer.runtime import native_bf16
+from transformer.runtime.ranks import native_bf16
+from transformer.tasks.files import RowReader
+from transformer.tasks.table import TASKS, Task
 from transformer.tokenization import BertTokenizer
-from transformer.words import STOP_WORDS
 
 CANDIDATES, PROBABILITY = 15, 0.4
 RATE_SIZE = 2048  # of the square matrices that the machine's rate is measured with

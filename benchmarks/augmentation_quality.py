@@ -25,18 +25,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from transformer.augmentation import AugmentationConfig, Augmenter
-from transformer.glove import WordVectors, load_word_vectors, nearest_words
-from transformer.glue import TASKS, Task
-from transformer.masked_lm import MaskedLM
+from transformer.augmentation.algorithm import AugmentationConfig, Augmenter
+from transformer.augmentation.glove import WordVectors, load_word_vectors, nearest_words
+from transformer.augmentation.masked_lm import MaskedLM
+from transformer.augmentation.words import Text
 from transformer.modeling import BertForMaskedLM, TinyBertForSequenceClassification
 from transformer.packed_linear import pack_linears
-from transformer.rows import RowReader
-from transformer.runtime import native_bf16
-from transformer.task_data import build_input
-from transformer.task_models import load_classifier
+from transformer.runtime.ranks import native_bf16
+from transformer.tasks.classifiers import load_classifier
+from transformer.tasks.files import RowReader
+from transformer.tasks.table import TASKS, Task
+from transformer.tasks.token_cache import build_input
 from transformer.tokenization import BertTokenizer
-from transformer.words import Text
 
 TEACHER_BATCH = 64
 ROWS_AT_ONCE = 100

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer.data import Batch
-from transformer.modeling import BertConfig
+from transformer.configuration import BertConfig
+from transformer.training.batches import Batch
 
 MASKED = -10000.0
 

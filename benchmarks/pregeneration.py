@@ -25,11 +25,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from transformer.corpus import Corpus
-from transformer.corpus_tokens import BlockTokenizer, token_dtype
-from transformer.instance_lines import TokenTable, format_line
-from transformer.instances import InstanceSampler, InstanceSettings
-from transformer.token_store import StoreState, TokenStore, TokenStoreWriter
+from transformer.corpus.blocks import Corpus
+from transformer.corpus.instances import InstanceSampler, InstanceSettings, TokenTable, format_line
+from transformer.corpus.token_store import StoreState, TokenStore, TokenStoreWriter
+from transformer.corpus.tokens import BlockTokenizer, token_dtype
 from transformer.tokenization import BertTokenizer
 
 WIKIPEDIA_WORDS = 2.5e9

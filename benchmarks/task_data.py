@@ -25,10 +25,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from transformer.glue import add_task_arguments, resolve_task  # noqa: E402
-from transformer.rows import RowReader, require_file, with_labels  # noqa: E402
-from transformer.task_data import TokenCache, build_input, default_workers  # noqa: E402
-from transformer.tasks import Task  # noqa: E402
+from transformer.tasks.files import (
+    RowReader,  # noqa: E402
+    require_file,  # noqa: E402
+    with_labels,  # noqa: E402
+)
+from transformer.tasks.table import (
+    Task,  # noqa: E402
+    add_task_arguments,  # noqa: E402
+    resolve_task,  # noqa: E402
+)
+from transformer.tasks.token_cache import (
+    TokenCache,  # noqa: E402
+    build_input,  # noqa: E402
+    default_workers,  # noqa: E402
+)
 from transformer.tokenization import BertTokenizer  # noqa: E402
 
 POOL_ROWS = 10000  # of the training file, to make rows from

@@ -26,7 +26,10 @@ sys.path.insert(0, str(ROOT))
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers  # noqa: E402
 
-from transformer.tokenization import BertTokenizer, ChunkCache  # noqa: E402
+from transformer.tokenization import (
+    BertTokenizer,  # noqa: E402
+    ChunkCache,  # noqa: E402
+)
 
 DATA = ROOT.parent / "shared" / "data"
 BATCH_LINES = 1000

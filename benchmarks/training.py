@@ -42,31 +42,24 @@ from benchmarks.plain_training import (
     plain_step,
     soft_cross_entropy,
 )
-from transformer.allocation import reuse_freed_memory
-from transformer.data import BatchPlan, PackedDataset, PackedWriter, collate
-from transformer.distillation import IntermediateObjective, layer_map
-from transformer.evaluation import predict_logits
-from transformer.lessons import IntermediateLesson, PredictionLesson, StoredTargets
-from transformer.modeling import (
-    BertConfig,
-    TinyBertForPreTraining,
-    TinyBertForSequenceClassification,
-)
+from transformer.configuration import BertConfig
+from transformer.distillation.layers import IntermediateObjective, layer_map
+from transformer.distillation.objectives import IntermediateLesson, PredictionLesson, StoredTargets
+from transformer.distillation.students import freeze_teacher
+from transformer.distillation.teacher_logits import teacher_logits
+from transformer.modeling import TinyBertForPreTraining, TinyBertForSequenceClassification
 from transformer.packed_linear import pack_linears
-from transformer.reporting import MetricsLog
-from transformer.runtime import PRECISIONS, Runtime, native_bf16
-from transformer.teacher_logits import teacher_logits
+from transformer.runtime.allocation import reuse_freed_memory
+from transformer.runtime.metrics_log import MetricsLog
+from transformer.runtime.ranks import PRECISIONS, Runtime, native_bf16
 from transformer.tokenization import BertTokenizer
-from transformer.training import (
-    LossMeter,
-    RunPlan,
-    RunState,
-    build_optimizer,
-    compile_forward,
-    freeze_teacher,
-    step_batches,
-    take_step,
-)
+from transformer.training.batches import BatchPlan, collate
+from transformer.training.inference import predict_logits
+from transformer.training.loop import build_optimizer, compile_forward, take_step
+from transformer.training.meter import LossMeter
+from transformer.training.packed import PackedDataset, PackedWriter
+from transformer.training.state import RunState
+from transformer.training.steps import RunPlan, step_batches
 
 BASE = BertConfig(hidden_dropout_prob=0.1)
 TINY4 = BertConfig(

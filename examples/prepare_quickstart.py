@@ -24,7 +24,7 @@ import numpy as np
 from parquet_words import read_words
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from transformer.file_utils import atomic_write
+from transformer.files import atomic_write
 
 LINE_BREAK = re.compile(r"\s*<br\s*/?>\s*")
 

@@ -50,7 +50,7 @@ def vocab_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny_config():
     """Configure a BERT whose sizes differ pairwise, so that a swapped axis cannot pass."""
-    from transformer.modeling import BertConfig
+    from transformer.configuration import BertConfig
 
     return BertConfig(
         vocab_size=len(tiny_vocabulary()),
@@ -70,7 +70,7 @@ def make_checkpoint(tmp_path: Path, vocab_file: Path, tiny_config) -> Callable[.
 
     The weights depend on `name` only, so two directories of one name and class hold equal models.
     """
-    from transformer.checkpoint import save_checkpoint
+    from transformer.checkpoint.directory import save_checkpoint
     from transformer.tokenization import BertTokenizer
 
     def make(name: str, model_class: type[nn.Module], **config_changes: object) -> Path:

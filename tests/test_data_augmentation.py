@@ -19,12 +19,12 @@ import pytest
 from conftest import COMMON_WORDS, tiny_vocabulary
 
 import data_augmentation
-from transformer import augmented_rows
-from transformer.file_utils import UserError
-from transformer.glue import TASKS
+from transformer.augmentation import rows as augmented_rows
+from transformer.augmentation.parts import Parts
+from transformer.files import UserError
 from transformer.modeling import BertForMaskedLM, TinyBertForSequenceClassification
-from transformer.parts import Parts
-from transformer.runtime import run_script
+from transformer.runtime.script import run_script
+from transformer.tasks.table import TASKS
 
 RARE = ["zebra", "Horse", "quickly", "unfathomable"]  # of several pieces in the tiny vocabulary
 Run = Callable[..., Path]

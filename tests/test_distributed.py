@@ -18,10 +18,9 @@ import torch.distributed as dist
 from conftest import tiny_vocabulary
 from toy_runs import ForkedRun, metrics_of, write_epochs, write_student
 
-from transformer.checkpoint import read_weights
+from transformer.checkpoint.directory import read_weights
 from transformer.modeling import BertForPreTraining
-from transformer.process_group import agree_on_round
-from transformer.runtime import Runtime
+from transformer.runtime.ranks import Runtime, agree_on_round
 
 ROOT = Path(__file__).resolve().parents[1]
 # A script that behaves as general_distill.py until its second rank is lost at step 7, once.
@@ -97,7 +96,7 @@ def test_dropout_differs_between_ranks(tmp_path, command, tiny_config):
     log = tmp_path / "log"
 
     def watch() -> None:
-        from transformer import training
+        from transformer.training import loop as training
 
         seed_step = training.seed_step
 

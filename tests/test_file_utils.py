@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from transformer import download, file_utils
-from transformer.file_utils import UserError, atomic_write, cached_path, upload
+from transformer.file_utils import cached_path, upload
+from transformer.files import UserError, atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTENT = bytes(range(256)) * 4096  # 1 MiB

@@ -17,17 +17,17 @@ from conftest import tiny_vocabulary
 from toy_runs import metrics_of, write_epochs, write_student
 
 import general_distill
-from transformer import pretraining_data
-from transformer.checkpoint import load_model, read_weights
-from transformer.data import PackedDataset
-from transformer.file_utils import UserError
+from transformer.checkpoint.directory import load_model, read_weights
+from transformer.files import UserError
 from transformer.modeling import (
     BertForPreTraining,
     TinyBertForPreTraining,
     TinyBertForSequenceClassification,
 )
-from transformer.pretraining_data import find_epoch_files, open_pretraining_data
-from transformer.runtime import RunError
+from transformer.runtime.script import RunError
+from transformer.training import epochs as pretraining_data
+from transformer.training.epochs import find_epoch_files, open_pretraining_data
+from transformer.training.packed import PackedDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB = {token: number for number, token in enumerate(tiny_vocabulary())}
@@ -286,7 +286,7 @@ def line_of(data: Path, number: int) -> dict:
 
 
 def test_packed_examples_are_the_lines(data, monkeypatch):
-    monkeypatch.setattr("transformer.epoch_lines.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("transformer.training.epochs.CHUNK_BYTES", 1000)
     store = pack(data)[0]
     assert len(store) == 30
     rows = store.rows(np.arange(30))
@@ -325,7 +325,7 @@ def edited(**changes: object) -> Callable[[str], str]:
     ],
 )
 def test_bad_lines_are_named_by_number(data, change, says, monkeypatch):
-    monkeypatch.setattr("transformer.epoch_lines.CHUNK_BYTES", 2000)
+    monkeypatch.setattr("transformer.training.epochs.CHUNK_BYTES", 2000)
     break_line(data, 20, change)
     with pytest.raises(UserError, match=f"epoch_0.json: line 21: .*{says}"):
         pack(data)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from transformer.attention import attention, attention_with_scores, dropout
-from transformer.file_utils import UserError
+from transformer.configuration import BertConfig
+from transformer.files import UserError
 from transformer.modeling import (
-    BertConfig,
     BertForMaskedLM,
     BertForPreTraining,
     BertModel,

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from transformer.file_utils import UserError
-from transformer.modeling import BertConfig, TinyBertForSequenceClassification
+from transformer.configuration import BertConfig
+from transformer.files import UserError
+from transformer.modeling import TinyBertForSequenceClassification
 from transformer.optimization import BertAdam, clip_each, parameter_groups, schedule_factor
 
 STEPS = 12

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import pregenerate_training_data as script
-from transformer import corpus as corpus_module
-from transformer import pregeneration
-from transformer.file_utils import UserError
+from transformer.corpus import blocks as corpus_module
+from transformer.corpus import run as pregeneration
+from transformer.files import UserError
 from transformer.tokenization import BertTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

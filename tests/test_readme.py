@@ -118,18 +118,28 @@ def test_links_lead_somewhere() -> None:
             assert (ROOT / target.split("#")[0]).exists(), target
 
 
-def test_every_module_is_listed() -> None:
-    listed = set(re.findall(r"^\| \[?`([\w/]+\.py)`", README, re.MULTILINE))
-    modules = {f"transformer/{path.name}" for path in (ROOT / "transformer").glob("*.py")}
-    scripts = {f"{script}.py" for script in SCRIPTS}
-    assert listed == modules - {"transformer/__init__.py"} | scripts
+def test_the_tree_is_the_tree() -> None:
+    lines = README.partition("## Files, in reading order")[2].partition("\n## ")[0].splitlines()
+    listed, folders = [], {4: ROOT}  # the folder whose files stand at an indentation
+    for line in lines:
+        match = re.match(r"^( {4,})([\w.]+)(/?)(?= |$)", line)
+        if match is None:
+            continue
+        place = folders[len(match[1])] / match[2]
+        if match[3]:
+            folders[len(match[1]) + 2] = place
+        else:
+            listed.append(place)
+        assert line.split(maxsplit=1)[1:] or match[3], f"say what {match[2]} is for"
+    there = [*ROOT.glob("*.py"), *(ROOT / "transformer").rglob("*.py")]
+    assert sorted(listed) == sorted(path for path in there if path.name != "__init__.py")
 
 
 def test_requirements_are_what_is_imported() -> None:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     required = {re.match(r"[\w-]+", line)[0] for line in lines if re.match(r"\w", line)}
     assert all(re.search(r"\S\s+# \S", line) for line in lines if re.match(r"\w", line)), "a reason"
-    files = [ROOT / f"{script}.py" for script in SCRIPTS] + list((ROOT / "transformer").glob("*"))
+    files = [ROOT / f"{script}.py" for script in SCRIPTS] + list((ROOT / "transformer").rglob("*"))
     files += (ROOT / "examples").glob("*.py")
     imported = {name for file in files if file.suffix == ".py" for name in imports_of(file)}
     optional = {"tensorboard", "tensorflow", "onnx", "onnxruntime"}  # imported only when asked for

@@ -19,18 +19,18 @@ from conftest import tiny_vocabulary
 from torch import nn
 
 import task_distill
-from transformer.checkpoint import read_weights, save_checkpoint
+from transformer.checkpoint.directory import read_weights, save_checkpoint
 from transformer.configuration import BertConfig
-from transformer.file_utils import UserError
+from transformer.files import UserError
 from transformer.modeling import (
     BertForPreTraining,
     TinyBertForPreTraining,
     TinyBertForSequenceClassification,
 )
-from transformer.reporting import TIMING_FIELDS
-from transformer.resuming import RunState
-from transformer.task_run import Run
+from transformer.runtime.progress import TIMING_FIELDS
+from transformer.tasks.run import Run
 from transformer.tokenization import BertTokenizer
+from transformer.training.state import RunState
 
 NEUTRAL = ["the", "a", "of", "and", "film", "movie", "story", "actor", "plot", "city", "music"]
 MNLI_COLUMNS = ["-"] * 8
@@ -545,7 +545,7 @@ def test_defaults_come_from_the_table_and_are_said(
 def test_onnx_and_benchmark(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnx")
     quick = replace_effort()
-    monkeypatch.setattr("transformer.costs.Effort", quick)
+    monkeypatch.setattr("transformer.tasks.benchmark.Effort", quick)
     flags = ["--student_model", toy / "student", "--teacher_model", toy / "teacher"]
     flags += ["--output_dir", toy / "deployed", "--export_onnx", toy / "student.onnx"]
     toy.run("--benchmark", *flags)
@@ -556,7 +556,7 @@ def test_onnx_and_benchmark(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def replace_effort() -> Callable[[], object]:
     """Return a way to measure that takes no time."""
-    from transformer.costs import Effort
+    from transformer.tasks.benchmark import Effort
 
     quick = replace(Effort(), sentences=2, passes=1, seconds=0.0)
     return lambda: quick

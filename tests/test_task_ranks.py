@@ -15,7 +15,7 @@ from conftest import tiny_vocabulary
 from toy_runs import ForkedRun, kill_and_resume, metrics_of, write_student
 
 import task_distill
-from transformer.checkpoint import read_weights
+from transformer.checkpoint.directory import read_weights
 from transformer.modeling import TinyBertForSequenceClassification
 
 STAGES = {

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from transformer import BasicTokenizer, BertTokenizer, WordpieceTokenizer, tokenization
-from transformer.file_utils import UserError
+from transformer.files import UserError
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

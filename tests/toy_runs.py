@@ -22,8 +22,8 @@ from typing import Any
 import torch._dynamo  # noqa: F401 - BertAdam's base class imports it: seconds, in every process
 
 import general_distill
-from transformer.reporting import TIMING_FIELDS
-from transformer.runtime import run_script
+from transformer.runtime.progress import TIMING_FIELDS
+from transformer.runtime.script import run_script
 
 
 def write_epochs(

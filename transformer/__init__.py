@@ -21,7 +21,7 @@ _MODULE_OF = {
     "BertAdam": "optimization",
     "load_model": "checkpoint",
     "save_checkpoint": "checkpoint",
-    "UserError": "file_utils",
+    "UserError": "files",
     "cached_path": "file_utils",
 }
 

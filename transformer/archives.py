@@ -12,8 +12,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from .download import locked
-from .file_utils import UserError
+from transformer.download import locked
+from transformer.files import UserError
 
 ENDINGS = (".zip", ".tar.gz", ".tgz")
 

@@ -25,6 +25,7 @@ _LATER = (
     "111CF-111CF 1123E-11241 1133B-1133B 113BB-1145E 11660-1166C 116B9-116B9 1182F-11FFF "
     "12FF1-1612F 16D6D-16F4F 16FE2-16FE4 1CF00-1D128 1D25B-1D25C 1E000-1E6F5 1E944-1E95F"
 )
+
 # What Unicode 8 classed otherwise than its successors.
 _RECLASSED = {"\u166d": "Po", "\u1734": "Mn", "\U000111c9": "Po", "\U0001171e": "Mn"}
 
@@ -64,7 +65,9 @@ def _capitals(ranges: str) -> dict[str, str]:
 
 
 _LATER_BOUNDS = _bounds(_LATER)
+
 _CJK_BOUNDS = _bounds(_CJK)
+
 _CAPITALS = _capitals(_LATER_CAPITALS)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from transformer.file_utils import UserError
+from transformer.files import UserError
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:

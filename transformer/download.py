@@ -22,13 +22,16 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from .file_utils import UserError, atomic_write, sync_directory
+from transformer.files import UserError, atomic_write, sync_directory
 
 logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 16  # as much as a dropped connection can cost
+
 ATTEMPTS = 5  # in a row without a byte of progress
+
 TIMEOUT_SECONDS = (10, 60)  # to connect, between two pieces of an answer
+
 _BUSY = (429, 500, 502, 503, 504)
 
 

@@ -2,96 +2,18 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import logging
 import os
 import re
 import shutil
-import tempfile
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
 from urllib.parse import urlsplit
 
+from transformer.files import UserError, atomic_write
+
 logger = logging.getLogger(__name__)
-
-
-STALE_SECONDS = 24 * 3600  # a file that nobody has written to for so long was left behind
-
-
-class UserError(ValueError):
-    """A mistake of the user's, told in one line: what was given, what is allowed, what to do."""
-
-
-def _umask() -> int:
-    """Return the umask of the process; POSIX has no call that only reads it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-# subtle: read once, at import, because setting and restoring it is not safe between threads.
-_UMASK = _umask()
-
-
-def sync_directory(directory: str | Path) -> None:
-    """Flush the entries of `directory`, so that a rename in it outlives a power cut."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        # Some network file systems cannot sync a directory; the rename is still atomic there.
-        with suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Remove what a killed process left beside `target`, long ago."""
-    old = time.time() - STALE_SECONDS
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        with suppress(FileNotFoundError):
-            if leftover.stat().st_mtime < old:
-                leftover.unlink()
-
-
-@contextmanager
-def atomic_write(
-    path: str | Path, mode: str = "w", encoding: str | None = "utf-8"
-) -> Iterator[IO[Any]]:
-    """Open `path` for writing so that readers see the old file or the whole new one.
-
-    The content goes to a hidden file beside `path`, is flushed to the disk, then takes the name.
-    If the block raises, the old file stays as it was and the hidden one is removed. Text is
-    written with "\\n" line ends. An existing file keeps its permissions, a new one obeys the umask.
-
-    Raises:
-        OSError: no permission, no space, no such directory.
-    """
-    if mode not in ("w", "wb"):
-        raise ValueError(f"atomic_write mode {mode!r}: only 'w' and 'wb' replace a whole file")
-    # A link stays a link: what it points at is replaced.
-    target = Path(os.path.realpath(path))
-    _remove_leftovers(target)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    text_options = {} if "b" in mode else {"encoding": encoding, "newline": "\n"}
-    try:
-        with os.fdopen(descriptor, mode, **text_options) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        permissions = target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_UMASK
-        os.chmod(name, permissions)
-        os.replace(name, target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-    sync_directory(target.parent)
 
 
 def cached_path(
@@ -114,7 +36,7 @@ def cached_path(
         UserError: which address failed and why; or there is no such file.
     """
     # Nothing below is loaded, nor `requests` or `boto3`, unless the path needs it.
-    from . import archives
+    from transformer import archives
 
     # subtle: Path("https://host/x") is "https:/host/x".
     text = re.sub(r"^(https?|s3):/(?=[^/])", r"\1://", os.fspath(name_or_path))
@@ -131,7 +53,7 @@ def cached_path(
 
 
 def _cache_home(cache_dir: Path | None) -> Path:
-    from . import hub
+    from transformer import hub
 
     return cache_dir or hub.home() / "tinybert"
 
@@ -146,7 +68,7 @@ def _unpacked_home(archive: Path, cache_dir: Path | None) -> Path:
 
 def _fetch_name(name: str, cache_dir: Path | None, files: Iterable[str] | None) -> Path:
     """Fetch a hub name; a path that cannot be one does not exist."""
-    from . import hub
+    from transformer import hub
 
     if not hub.looks_like_name(name):
         raise UserError(f"{name}: no such file or directory")
@@ -158,11 +80,11 @@ def _fetch_name(name: str, cache_dir: Path | None, files: Iterable[str] | None) 
 
 def _fetch_address(url: str, cache_dir: Path | None, files: Iterable[str] | None) -> Path:
     """Fetch an http(s):// or s3:// address."""
-    from . import download, hub
+    from transformer import download, hub
 
     home = _cache_home(cache_dir)
     if url.startswith("s3://"):
-        from . import s3
+        from transformer import s3
 
         return s3.fetch_prefix(url, home / "s3", files, offline=hub.is_offline())
     if not url.startswith(("http://", "https://")):
@@ -216,7 +138,7 @@ def _files_to_upload(source: Path) -> list[Path]:
 def _put(file: Path, data_url: str, name: str) -> None:
     """Copy `file` to `name` below `data_url`."""
     if data_url.startswith("s3://"):
-        from . import s3
+        from transformer import s3
 
         s3.put(file, f"{data_url.rstrip('/')}/{name}")
         return

@@ -9,15 +9,18 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from .download import NotThere, Unreachable, fetch, http_source
-from .file_utils import UserError
+from transformer.download import NotThere, Unreachable, fetch, http_source
+from transformer.files import UserError
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+
 # In the order in which they are looked for; the first that exists is taken.
 CONFIGS = ("config.json", "bert_config.json")
+
 VOCABULARIES = ("vocab.txt", "tokenizer.json")
+
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from transformer.attention import MASKED_SCORE, Dropout, attention, attention_with_scores
 from transformer.configuration import ACTIVATIONS, BertConfig
-from transformer.file_utils import UserError
+from transformer.files import UserError
 
 Model = TypeVar("Model", bound="BertPreTrainedModel")
 
@@ -215,7 +215,7 @@ class BertPreTrainedModel(nn.Module):
         Raises:
             UserError: the directory cannot be read or holds no encoder of this shape.
         """
-        from transformer.checkpoint import load_model  # checkpoint.py imports this module
+        from transformer.checkpoint.directory import load_model  # checkpoint.py imports this module
 
         model, report = load_model(cls, path, config_changes=config_changes or None)
         report.log()
@@ -228,7 +228,9 @@ class BertPreTrainedModel(nn.Module):
         """Build a model with random weights from a configuration or a directory with one."""
         if isinstance(path_or_config, BertConfig):
             return cls(replace(path_or_config, **config_changes))
-        from transformer.checkpoint import read_config  # checkpoint.py imports this module
+        from transformer.checkpoint.config_file import (
+            read_config,
+        )  # checkpoint.py imports this module
 
         return cls(replace(read_config(path_or_config), **config_changes))
 

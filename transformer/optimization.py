@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from transformer.file_utils import UserError
+from transformer.files import UserError
 
 
 def _none(progress: float, warmup: float) -> float:

@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .download import BLOCK_BYTES, Dropped, NotThere, Source, Unreachable, fetch
-from .file_utils import UserError
+from transformer.download import BLOCK_BYTES, Dropped, NotThere, Source, Unreachable, fetch
+from transformer.files import UserError
 
 logger = logging.getLogger(__name__)
-
 
 # What a checkpoint consists of; optimizer state and logs stay where they are.
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.ckpt*", "*.model")

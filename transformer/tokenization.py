@@ -17,9 +17,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from . import characters
-from .file_utils import atomic_write, cached_path
-from .vocabulary import (
+from transformer import characters
+from transformer.file_utils import cached_path
+from transformer.files import atomic_write
+from transformer.vocabulary import (
     SPECIAL_TOKENS,
     TOKENIZER_FILES,
     VOCAB_NAME,
@@ -31,9 +32,11 @@ from .vocabulary import (
 )
 
 _SPECIAL_TOKEN = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
+
 MAX_CHARACTERS_PER_WORD = 100
 
 MAX_CACHED_CHUNKS = 2**19
+
 MAX_CACHED_LENGTH = 24
 
 
@@ -52,6 +55,7 @@ class _CharacterMap(dict[int, str]):
 # subtle: letters that must not be decomposed hide behind private-use characters meanwhile. Those
 # are free: `clean` removes the private-use characters of a text.
 _HIDDEN = {char: chr(0xF0000 + i) for i, char in enumerate(sorted(characters.KEPT_COMPOSED))}
+
 _SHOWN = {hidden: char for char, hidden in _HIDDEN.items()}
 
 

@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .file_utils import UserError
+from transformer.files import UserError
 
 logger = logging.getLogger(__name__)
 
 VOCAB_NAME = "vocab.txt"
+
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
 TOKENIZER_FILES = (VOCAB_NAME, "tokenizer_config.json", "tokenizer.json")
 
 

@@ -1,0 +1,172 @@
+"""Teachers and students matched by label, vocabulary and width: pytest tests/test_task_models.py"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from transformer.checkpoint.config_file import read_config
+from transformer.distillation.students import check_vocabularies, copy_layers, student_changes
+from transformer.files import UserError
+from transformer.modeling import BertForMaskedLM, BertModel, TinyBertForSequenceClassification
+from transformer.tasks.classifiers import (
+    check_task_fits,
+    label_order,
+    likely_label_order,
+    load_classifier,
+)
+from transformer.tasks.table import TASKS
+from transformer.tokenization import BertTokenizer
+
+MNLI = TASKS["mnli"]  # contradiction, entailment, neutral
+
+
+def named(*labels: str) -> dict[int, str]:
+    return dict(enumerate(labels))
+
+
+def test_labels_meet_by_name() -> None:
+    assert label_order(["entailment", "neutral", "contradiction"], MNLI, "t") == [2, 0, 1]
+    assert label_order(["NEUTRAL", "Contradiction", "entailment"], MNLI, "t") == [1, 2, 0]
+    assert label_order(["not-entailment", "ENTAILMENT"], TASKS["rte"], "t") == [1, 0]
+    assert label_order(["POSITIVE", "NEGATIVE"], TASKS["sst2"], "t") == [1, 0]
+    assert label_order(["1", "0"], TASKS["sst2"], "t") == [1, 0]
+
+
+def test_labels_without_names_are_taken_in_order(caplog: pytest.LogCaptureFixture) -> None:
+    assert label_order(["LABEL_0", "LABEL_1", "LABEL_2"], MNLI, "the teacher") == [0, 1, 2]
+    assert "taken to be contradiction, entailment, neutral" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "task"),
+    [
+        (["yes", "no", "maybe"], "mnli"),
+        (["LABEL_0", "LABEL_1"], "mnli"),
+        (["entailment", "not_entailment"], "sst2"),
+        (["0", "1"], "stsb"),
+    ],
+)
+def test_other_labels_are_an_error_that_shows_both_lists(labels: list[str], task: str) -> None:
+    with pytest.raises(UserError) as error:
+        label_order(labels, TASKS[task], "the teacher")
+    assert ", ".join(labels) in str(error.value)
+    assert ", ".join(TASKS[task].labels or ()) in str(error.value)
+
+
+def test_the_outputs_of_a_teacher_are_put_in_order(make_checkpoint: Callable[..., Path]) -> None:
+    kind = TinyBertForSequenceClassification
+    path = make_checkpoint("t", kind, id2label=named("neutral", "contradiction", "entailment"))
+    weights = torch.load(path / "pytorch_model.bin", weights_only=True)
+    weights["classifier.bias"] = torch.tensor([0.5, -1.0, 2.0])  # a new one is zero in any order
+    torch.save(weights, path / "pytorch_model.bin")
+    as_stored = kind.from_pretrained(path).eval()
+    teacher = load_classifier(path, MNLI, "the teacher", need_classifier=True).eval()
+    ids = torch.randint(5, 60, (4, 9))
+    with torch.no_grad():
+        stored, ordered = as_stored(ids).logits, teacher(ids).logits
+    torch.testing.assert_close(ordered, stored[:, [1, 2, 0]])
+    assert list(teacher.config.id2label.values()) == list(MNLI.labels)
+
+
+def test_a_teacher_without_classifier_is_refused(make_checkpoint: Callable[..., Path]) -> None:
+    path = make_checkpoint("mlm", BertForMaskedLM)
+    with pytest.raises(UserError, match="lacks"):
+        load_classifier(path, MNLI, "the teacher", need_classifier=True)
+    with pytest.raises(UserError, match="cannot be matched"):
+        other = make_checkpoint("c", TinyBertForSequenceClassification, id2label=named("a", "b"))
+        load_classifier(other, MNLI, "the teacher", need_classifier=True)
+
+
+def test_a_student_gets_the_classifier_that_it_needs(
+    make_checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (
+        make_checkpoint("encoder", BertModel),
+        make_checkpoint("other", TinyBertForSequenceClassification, id2label=named("a", "b")),
+    ):
+        student = load_classifier(path, MNLI, "the student", need_classifier=False)
+        assert student.classifier.weight.shape == (3, 32)
+        assert list(student.config.id2label.values()) == list(MNLI.labels)
+    assert "the classifier begins anew" in caplog.text
+    score = load_classifier(path, TASKS["stsb"], "the student", need_classifier=False)
+    assert (score.config.num_labels, score.config.problem_type) == (1, "regression")
+
+
+def test_a_configuration_alone_makes_a_random_student(
+    make_checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_checkpoint("s", BertModel)
+    (path / "pytorch_model.bin").unlink()
+    student = load_classifier(path, MNLI, "the student", need_classifier=False, fit_size=40)
+    assert student.fit_dense.weight.shape == (40, 32)
+    assert "random" in caplog.text
+    with pytest.raises(UserError, match="no weights"):
+        load_classifier(path, MNLI, "the model", need_classifier=True)
+
+
+def test_projections_are_made_for_the_teacher(make_checkpoint: Callable[..., Path]) -> None:
+    plain = make_checkpoint("plain", BertModel)
+    teacher = read_config(plain)
+    fitted = make_checkpoint("fit", TinyBertForSequenceClassification, fit_size=40)
+    wide = replace(teacher, hidden_size=40)
+    assert student_changes(plain, wide, copies_layers=False) == {"fit_size": 40}
+    assert student_changes(fitted, wide, copies_layers=False) == {}
+    assert student_changes(plain, teacher, copies_layers=False) == {"fit_size": 32}
+    assert student_changes(plain, teacher, copies_layers=True) == {}
+
+
+def test_layers_are_copied(make_checkpoint: Callable[..., Path], tiny_config) -> None:
+    kind = TinyBertForSequenceClassification
+    teacher = kind.from_pretrained(make_checkpoint("teacher", kind)).eval()
+    student = kind(replace(tiny_config, num_hidden_layers=2, max_position_embeddings=20)).eval()
+    copy_layers(student, teacher, ((1, 2), (2, 4)))
+    for m, g in ((0, 1), (1, 3)):
+        ours, theirs = (x.bert.encoder.layer[n] for x, n in ((student, m), (teacher, g)))
+        for (name, tensor), other in zip(
+            ours.state_dict().items(), theirs.state_dict().values(), strict=True
+        ):
+            assert torch.equal(tensor, other), name
+    assert torch.equal(student.bert.pooler.dense.weight, teacher.bert.pooler.dense.weight)
+    positions = "bert.embeddings.position_embeddings.weight"
+    assert torch.equal(student.state_dict()[positions], teacher.state_dict()[positions][:20])
+    narrow = kind(replace(tiny_config, hidden_size=16))
+    with pytest.raises(UserError, match="hidden_size is 16 in the student and 32"):
+        copy_layers(narrow, teacher, ((1, 1),))
+
+
+def test_vocabularies_are_compared(vocab_file: Path, tmp_path: Path) -> None:
+    student = BertTokenizer(vocab_file)
+    check_vocabularies(student, BertTokenizer(vocab_file))
+    other = tmp_path / "other.txt"
+    other.write_text(vocab_file.read_text().replace("\nfilm\n", "\nfilms\n"))
+    line = vocab_file.read_text().split("\n").index("film") + 1
+    with pytest.raises(UserError, match=f"differ from line {line} on"):
+        check_vocabularies(student, BertTokenizer(other))
+
+
+def test_what_a_model_cannot_read(tiny_config) -> None:
+    check_task_fits(MNLI, 64, tiny_config, "the student")
+    with pytest.raises(UserError, match="64 positions"):
+        check_task_fits(MNLI, 65, tiny_config, "the student")
+    with pytest.raises(UserError, match="needs 5 or more"):
+        check_task_fits(MNLI, 4, tiny_config, "the student")
+    with pytest.raises(UserError, match="one segment"):
+        check_task_fits(MNLI, 64, replace(tiny_config, type_vocab_size=1), "the student")
+
+
+def test_a_wrong_order_of_labels_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    """A teacher whose outputs are entailment, neutral, contradiction, and which says nothing."""
+    caplog.set_level(logging.WARNING)
+    labels = np.array([0, 1, 2, 0, 1, 2, 1])
+    outputs = {0: 2, 1: 0, 2: 1}  # label of ours -> output of its
+    logits = np.eye(3)[[outputs[label] for label in labels]]
+    order = likely_label_order(logits, labels, MNLI)
+    assert order == ["entailment", "neutral", "contradiction"]
+    assert likely_label_order(np.eye(3)[labels], labels, MNLI) is None

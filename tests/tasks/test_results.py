@@ -1,0 +1,204 @@
+"""Metrics, evaluation of a data set, result files, predictions: pytest tests/test_evaluation.py"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn import metrics as sk
+
+from transformer.modeling import TinyBertForSequenceClassification
+from transformer.runtime.ranks import Runtime
+from transformer.tasks.metrics import (
+    chance_score,
+    compute_metrics,
+    f1_scores,
+    gold_loss,
+    is_better,
+    matthews,
+    pearson,
+    spearman,
+    worst_score,
+)
+from transformer.tasks.results import (
+    DevSet,
+    evaluate,
+    predicted_cells,
+    warn_of_chance,
+    write_dev_results,
+    write_predictions,
+)
+from transformer.tasks.table import CLASSIFICATION_METRICS, REGRESSION_METRICS, TASKS, Source, Task
+from transformer.training.batches import collate
+from transformer.training.inference import predict_logits
+from transformer.training.packed import PackedDataset, PackedWriter
+
+CPU = Runtime(torch.device("cpu"))
+
+
+def task_with(classes: int, metrics: tuple[str, ...] = ("acc",)) -> Task:
+    """Return a task with so many labels."""
+    labels = tuple(f"l{number}" for number in range(classes))
+    source = Source("dev")
+    return Task("t", ("x",), "y", source, (source,), (), labels=labels, metrics=metrics)
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(2, 50), (3, 80), (300, 400), (5, 1), (2, 2)])
+def test_classification_metrics_equal_scikit_learn(classes: int, rows: int) -> None:
+    rng = np.random.default_rng(classes + rows)
+    logits = rng.normal(size=(rows, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, rows)
+    guesses = logits.argmax(1)
+    names = tuple(name for name in CLASSIFICATION_METRICS if classes == 2 or "f1" not in name)
+    found = compute_metrics(task_with(classes, (*names, "macro_f1")), logits, labels)
+    assert found["acc"] == pytest.approx(sk.accuracy_score(labels, guesses))
+    assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(labels, guesses))
+    macro = sk.f1_score(labels, guesses, average="macro", zero_division=0)
+    assert found["macro_f1"] == pytest.approx(macro)
+    if classes == 2:
+        f1 = sk.f1_score(labels, guesses, zero_division=0)
+        assert found["f1"] == pytest.approx(f1)
+        assert found["acc_and_f1"] == pytest.approx((found["acc"] + f1) / 2)
+    loss = sk.log_loss(labels, torch.tensor(logits).double().softmax(1), labels=range(classes))
+    assert gold_loss(task_with(classes), logits, labels) == pytest.approx(loss)
+
+
+def test_correlations_equal_scipy() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(60, 1)).astype(np.float32)
+    labels = np.round(scores[:, 0] + rng.normal(size=60), 0).astype(np.float32)  # with ties
+    task = Task(**{**vars(TASKS["stsb"]), "metrics": REGRESSION_METRICS})
+    found = compute_metrics(task, scores, labels)
+    assert found["pearson"] == pytest.approx(stats.pearsonr(scores[:, 0], labels)[0], abs=1e-6)
+    assert found["spearmanr"] == pytest.approx(stats.spearmanr(scores[:, 0], labels)[0], abs=1e-6)
+    assert found["corr"] == pytest.approx((found["pearson"] + found["spearmanr"]) / 2)
+    assert found["mse"] == pytest.approx(sk.mean_squared_error(labels, scores[:, 0]), abs=1e-6)
+
+
+def test_constant_answers() -> None:
+    same = np.zeros(4, np.int64)
+    assert matthews(same, np.array([0, 1, 0, 1]), 2) == 0.0
+    assert f1_scores(same, same, 3)[0] == 1.0 and np.isnan(f1_scores(same, same, 3)[1:]).all()
+    assert math.isnan(pearson(same, np.arange(4))) and math.isnan(spearman(same, np.arange(4)))
+    assert math.isnan(pearson(np.array([1.0]), np.array([2.0])))  # a dev set of one row
+
+
+def test_what_is_better() -> None:
+    assert is_better(-0.2, worst_score("mcc"), "mcc")  # a bad score is still a first one
+    assert not is_better(math.nan, worst_score("corr"), "corr")
+    assert not is_better(0.5, 0.5, "acc")
+    assert is_better(0.1, 0.2, "mse") and not is_better(0.3, 0.2, "mse")
+    assert is_better(5.0, worst_score("mse"), "mse")
+
+
+def test_chance_is_the_best_constant_answer(caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.array([0, 0, 0, 1])
+    sst, cola = TASKS["sst2"], TASKS["cola"]
+    assert (chance_score(sst, labels), chance_score(cola, labels)) == (0.75, 0.0)
+    assert warn_of_chance(sst, 0.75, labels, "the teacher")
+    assert "no better than one answer for all" in caplog.text
+    assert not warn_of_chance(sst, 0.8, labels, "the teacher")
+    assert warn_of_chance(cola, math.nan, labels, "the teacher")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> PackedDataset:
+    rng = np.random.default_rng(4)
+    writer = PackedWriter(tmp_path / "store", 99, labels=True)
+    for _ in range(23):
+        length = int(rng.integers(3, 20))
+        writer.add(rng.integers(5, 99, length), length // 2, label=float(rng.integers(0, 3)))
+    return writer.close()
+
+
+@pytest.fixture
+def model(tiny_config) -> TinyBertForSequenceClassification:
+    torch.manual_seed(0)
+    tiny_config.id2label = {0: "l0", 1: "l1", 2: "l2"}
+    return TinyBertForSequenceClassification(tiny_config).train()
+
+
+def logits_one_by_one(model: torch.nn.Module, dataset: PackedDataset) -> np.ndarray:
+    """Return every row's logits, each computed alone, without padding."""
+    model.eval()
+    rows = []
+    for row in range(len(dataset)):
+        batch = collate(dataset, np.array([row]), pad_token_id=0, multiple=1)
+        with torch.no_grad():
+            rows.append(model(batch.input_ids, batch.token_type_ids).logits[0].numpy())
+    model.train()
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 23, 64])
+def test_logits_do_not_depend_on_batches_and_padding(
+    batch_size: int, model: torch.nn.Module, dataset: PackedDataset
+) -> None:
+    expected = logits_one_by_one(model, dataset)
+    logits = predict_logits(model, dataset, batch_size, CPU)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    part = predict_logits(model, dataset, batch_size, CPU, part=(5, 11))
+    np.testing.assert_allclose(part, expected[5:11], atol=1e-5)
+    assert model.training  # as it was
+
+
+def test_ranks_share_the_rows(
+    model: torch.nn.Module, dataset: PackedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of three ranks computes its own rows; together they make every row exactly once."""
+    shares: list[tuple[np.ndarray, np.ndarray]] = []
+    monkeypatch.setattr(Runtime, "gather_objects", lambda self, own: shares.append(own) or [own])
+    for rank in range(3):
+        predict_logits(model, dataset, 4, Runtime(torch.device("cpu"), rank=rank, world_size=3))
+    places = np.concatenate([places for places, _ in shares])
+    assert sorted(places.tolist()) == list(range(23))
+    gathered = np.concatenate([values for _, values in shares])[np.argsort(places)]
+    np.testing.assert_allclose(gathered, logits_one_by_one(model, dataset), atol=1e-5)
+
+
+def test_both_dev_sets_are_reported(
+    model: torch.nn.Module, dataset: PackedDataset, tmp_path: Path
+) -> None:
+    writer = PackedWriter(tmp_path / "other", 99, labels=True)
+    writer.add([5, 6, 7], 3, label=2.0)
+    dev_sets = [DevSet("", dataset), DevSet("-MM", writer.close())]
+    results = evaluate(model, task_with(3), dev_sets, 8, CPU)
+    assert set(results) == {"acc", "eval_loss", "acc-mm", "eval_loss-mm"}
+    logits = logits_one_by_one(model, dataset)
+    assert results["acc"] == pytest.approx((logits.argmax(1) == dataset.labels[:]).mean())
+    output_dir = tmp_path / "out"
+    write_dev_results(Path(f"{output_dir}/"), dev_sets, results, {"task": "MNLI"})
+    stored = json.loads((output_dir / "eval_results.json").read_text())
+    assert stored == {"task": "MNLI", **results}
+    other = json.loads((tmp_path / "out-MM" / "eval_results.json").read_text())
+    assert other == {
+        "task": "MNLI",
+        "acc": results["acc-mm"],
+        "eval_loss": results["eval_loss-mm"],
+    }
+    assert f"acc = {results['acc']}\n" in (output_dir / "eval_results.txt").read_text()
+
+
+def test_nan_is_null_in_json(tmp_path: Path) -> None:
+    write_dev_results(tmp_path / "out", [], {"pearson": math.nan}, {})
+    assert json.loads((tmp_path / "out" / "eval_results.json").read_text()) == {"pearson": None}
+    assert (tmp_path / "out" / "eval_results.txt").read_text() == "pearson = nan\n"
+
+
+def test_predictions_are_spelt_as_the_leaderboard_wants(tmp_path: Path) -> None:
+    logits = np.array([[0.1, 0.9], [2.0, 1.0]], np.float32)
+    assert predicted_cells(TASKS["rte"], logits) == ["not_entailment", "entailment"]
+    assert predicted_cells(TASKS["qqp"], logits) == ["1", "0"]
+    assert predicted_cells(TASKS["mnli"], np.eye(3)) == ["contradiction", "entailment", "neutral"]
+    scores = np.array([[-0.3], [2.34567], [5.2]], np.float32)
+    assert predicted_cells(TASKS["stsb"], scores) == ["0.000", "2.346", "5.000"]
+    own = Task(**{**vars(TASKS["stsb"]), "bounds": None})
+    assert predicted_cells(own, scores) == ["-0.300", "2.346", "5.200"]
+    write_predictions(tmp_path / "RTE.tsv", ["0", "7"], ["entailment", "not_entailment"])
+    written = (tmp_path / "RTE.tsv").read_bytes()
+    assert written == b"index\tprediction\n0\tentailment\n7\tnot_entailment\n"

@@ -1,0 +1,182 @@
+"""Read config.json, whoever wrote it, and compose ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformer.checkpoint.weight_files import find_weights, group_of, read_shapes
+from transformer.configuration import BertConfig
+from transformer.files import UserError
+
+CONFIG_NAMES = ("config.json", "bert_config.json")
+
+REQUIRED_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
+
+# Keys of a config.json that would need other arithmetic than BERT's, with the values that do not.
+FATAL_KEYS = {
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "quantization_config": (),
+}
+
+# Keys that describe how the weights were stored before; they would be wrong beside ours.
+STALE_KEYS = (
+    "architectures",
+    "torch_dtype",
+    "dtype",
+    "num_labels",
+    "tie_word_embeddings",
+    "transformers_version",
+    "_name_or_path",
+    *FATAL_KEYS,
+)
+
+# Hugging Face's class for what a checkpoint holds: the first row whose groups are all present.
+ARCHITECTURES = (
+    ("BertForSequenceClassification", ("classifier",)),
+    ("BertForPreTraining", ("mlm", "nsp")),
+    ("BertForMaskedLM", ("mlm",)),
+    ("BertModel", ()),
+)
+
+
+def read_config(path: str | Path) -> BertConfig:
+    """Read the configuration in directory `path` (or the file `path`) and check what goes with it.
+
+    What the file does not say is taken from the weights, if there are any: the projection
+    (`fit_size`, `fit_per_layer`), the number of labels, and `classifier_relu`: a projection
+    together with a classifier is by TinyBERT's authors, whose classifier reads ReLU(pooled).
+
+    Raises:
+        UserError: no or bad configuration, not a BERT, a vocabulary of another size.
+    """
+    return read_config_with_notes(Path(path))[0]
+
+
+def read_config_with_notes(path: Path) -> tuple[BertConfig, list[str]]:
+    """Return the configuration, and notes on what had to be inferred."""
+    file = _config_file(path)
+    values = _config_values(file)
+    notes = [] if path.is_file() else _infer(values, read_shapes(path))
+    try:
+        config = BertConfig.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{file}: {str(error).removeprefix('config: ')}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: a value has the wrong type ({error})") from None
+    _check_vocabulary(file, config)
+    return config, notes
+
+
+def _config_file(path: Path) -> Path:
+    if path.is_file() and path.suffix == ".json":
+        return path
+    if not path.is_dir():
+        problem = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {problem}; give a directory with config.json and weights")
+    if (path / "adapter_config.json").exists() and find_weights(path) is None:
+        raise UserError(
+            f"{path} is a PEFT adapter (adapter_config.json), not a whole model; merge it into its "
+            "base model (merge_and_unload), save that, and give its directory"
+        )
+    for name in CONFIG_NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path} holds neither {' nor '.join(CONFIG_NAMES)}")
+
+
+def _config_values(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise UserError(f"{file}: no permission to read it") from None
+    except ValueError as error:  # not JSON, not UTF-8
+        raise UserError(f"{file}: not valid JSON ({error}); copy it again") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: must hold a JSON object")
+    model_type = values.get("model_type", "bert")
+    if model_type != "bert":
+        raise UserError(
+            f"{file}: model_type {model_type} is not supported; only bert is. "
+            "Give the directory of a BERT model"
+        )
+    for key, allowed in FATAL_KEYS.items():
+        if values.get(key) is not None and values[key] not in allowed:
+            raise UserError(f"{file}: {key} {json.dumps(values[key])} is not supported")
+    absent = [key for key in REQUIRED_KEYS if key not in values]
+    if absent:
+        raise UserError(f"{file} lacks {', '.join(absent)}; it is not the configuration of a BERT")
+    return values
+
+
+def _infer(values: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Add to `values` what only the weights tell; return notes on it."""
+    notes = []
+    fit = shapes.get("fit_denses.0.weight") or shapes.get("fit_dense.weight")
+    if fit:
+        values.setdefault("fit_size", fit[0])
+        values.setdefault("fit_per_layer", "fit_denses.0.weight" in shapes)
+    if "classifier.weight" in shapes:
+        stored = "classifier_relu" in values
+        relu = values.setdefault("classifier_relu", fit is not None)
+        reason = "as config.json says" if stored else f"there is {'a' if relu else 'no'} projection"
+        notes.append(f"the classifier reads {'ReLU(pooled)' if relu else 'pooled'} ({reason})")
+        num_labels = shapes["classifier.weight"][0]
+        if not values.get("id2label") and not values.get("label2id"):
+            values["id2label"] = unnamed_labels(num_labels)
+        if num_labels == 1 and values.get("problem_type") is None:
+            values["problem_type"] = "regression"
+    return notes
+
+
+def unnamed_labels(count: int) -> dict[int, str]:
+    """Name labels as Hugging Face does where nobody has."""
+    return {label_id: f"LABEL_{label_id}" for label_id in range(count)}
+
+
+def _check_vocabulary(config_file: Path, config: BertConfig) -> None:
+    vocab_file = config_file.parent / "vocab.txt"
+    if not vocab_file.is_file():
+        return
+    try:
+        # subtle: only "\n" ends an entry; other line separators of Unicode can be entries.
+        entries = vocab_file.read_bytes().rstrip(b"\r\n").count(b"\n") + 1
+    except PermissionError:
+        raise UserError(f"{vocab_file}: no permission to read it") from None
+    if entries != config.vocab_size:
+        raise UserError(
+            f"{vocab_file} holds {entries} entries, but {config_file.name} says vocab_size "
+            f"{config.vocab_size}; both must come from the same model"
+        )
+
+
+def config_text(config: BertConfig, weight_names: Iterable[str], dtype: str) -> str:
+    """Return config.json: ours, with all that Hugging Face's Auto classes ask for.
+
+    Args:
+        weight_names: the published names of the tensors that the weight files hold.
+        dtype: their type, as Hugging Face spells it ("float32").
+    """
+    groups = {group_of(name) for name in weight_names}
+    architecture = next(name for name, needs in ARCHITECTURES if groups.issuperset(needs))
+    if "classifier" in groups:
+        single = "regression" if config.num_labels == 1 else "single_label_classification"
+        config = replace(
+            config,
+            id2label=config.id2label or unnamed_labels(config.num_labels),
+            problem_type=config.problem_type or single,
+        )
+    values = {key: value for key, value in config.to_dict().items() if key not in STALE_KEYS}
+    values |= {"model_type": "bert", "architectures": [architecture], "torch_dtype": dtype}
+    return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,0 +1,107 @@
+"""The user's mistake as an error, files that are never half there, and locks."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+logger = logging.getLogger(__name__)
+
+STALE_SECONDS = 24 * 3600  # a file that nobody has written to for so long was left behind
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told in one line: what was given, what is allowed, what to do."""
+
+
+def _umask() -> int:
+    """Return the umask of the process; POSIX has no call that only reads it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+# subtle: read once, at import, because setting and restoring it is not safe between threads.
+_UMASK = _umask()
+
+
+def sync_directory(directory: str | Path) -> None:
+    """Flush the entries of `directory`, so that a rename in it outlives a power cut."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        # Some network file systems cannot sync a directory; the rename is still atomic there.
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what a killed process left beside `target`, long ago."""
+    old = time.time() - STALE_SECONDS
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with suppress(FileNotFoundError):
+            if leftover.stat().st_mtime < old:
+                leftover.unlink()
+
+
+@contextmanager
+def atomic_write(
+    path: str | Path, mode: str = "w", encoding: str | None = "utf-8"
+) -> Iterator[IO[Any]]:
+    """Open `path` for writing so that readers see the old file or the whole new one.
+
+    The content goes to a hidden file beside `path`, is flushed to the disk, then takes the name.
+    If the block raises, the old file stays as it was and the hidden one is removed. Text is
+    written with "\\n" line ends. An existing file keeps its permissions, a new one obeys the umask.
+
+    Raises:
+        OSError: no permission, no space, no such directory.
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"atomic_write mode {mode!r}: only 'w' and 'wb' replace a whole file")
+    # A link stays a link: what it points at is replaced.
+    target = Path(os.path.realpath(path))
+    _remove_leftovers(target)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    text_options = {} if "b" in mode else {"encoding": encoding, "newline": "\n"}
+    try:
+        with os.fdopen(descriptor, mode, **text_options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        permissions = target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_UMASK
+        os.chmod(name, permissions)
+        os.replace(name, target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    sync_directory(target.parent)
+
+
+@contextmanager
+def file_lock(path: str | Path, waiting_for: str) -> Iterator[None]:
+    """Hold the lock file `path`; others, in any process that sees the file, wait.
+
+    Ranks wait here, and not in a collective, while one of them prepares data for hours. The
+    system releases the lock of a process that dies.
+    """
+    import fcntl  # subtle: POSIX only, so imported where it is needed
+
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process: %s", waiting_for)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

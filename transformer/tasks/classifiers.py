@@ -1,0 +1,167 @@
+"""Teachers and students of the task stage: load them, match them, put their labels in order."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from transformer.checkpoint.directory import load_model
+from transformer.checkpoint.weight_files import find_weights, read_shapes
+from transformer.configuration import BertConfig
+from transformer.files import UserError
+from transformer.modeling import TinyBertForSequenceClassification
+from transformer.tasks.table import Task
+
+logger = logging.getLogger(__name__)
+
+# ------------------------------------------------------------------------------------ the labels
+
+
+def label_config(task: Task) -> dict[str, Any]:
+    """Return what config.json says about a classifier of the task."""
+    if task.regression:
+        return {"id2label": {0: "score"}, "problem_type": "regression"}
+    labels = dict(enumerate(task.labels or ()))
+    return {"id2label": labels, "problem_type": "single_label_classification"}
+
+
+def label_order(names: Sequence[str], task: Task, whose: str) -> list[int]:
+    """Return, for each label of the task, the output of a classifier whose outputs have `names`.
+
+    Names are compared without regard to case, blanks, "-" and "_", and by the task's aliases.
+    Outputs called LABEL_0, LABEL_1, ... have no names: they are taken to be in the task's order.
+
+    Raises:
+        UserError: another number of labels, or other names; both lists are shown.
+    """
+    if task.regression:
+        if len(names) != 1:
+            raise UserError(
+                f"{whose} classifies into {len(names)} labels ({', '.join(names)}); "
+                f"{task.name} is a regression task and needs one output"
+            )
+        return [0]
+    labels = task.labels or ()
+    if len(names) == len(labels) and all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        logger.warning(
+            "%s has no names for its labels (%s); they are taken to be %s, in this order",
+            whose,
+            ", ".join(names),
+            ", ".join(labels),
+        )
+        return list(range(len(labels)))
+    found = {_bare(name): number for number, name in enumerate(names)}
+    for spelling in (labels, task.aliases):
+        wanted = [_bare(label) for label in spelling]
+        if len(names) == len(labels) and sorted(found) == sorted(wanted):
+            return [found[label] for label in wanted]
+    raise UserError(
+        f"{whose} has the labels {', '.join(names)}; {task.name} has {', '.join(labels)}: they "
+        "cannot be matched. Correct id2label in its config.json, or give --labels"
+    )
+
+
+def _bare(label: str) -> str:
+    return re.sub(r"[\s_-]", "", label).lower()
+
+
+def _take_outputs(model: TinyBertForSequenceClassification, order: Sequence[int]) -> None:
+    """Put the outputs of a classifier in another order."""
+    head = model.classifier
+    with torch.no_grad():
+        head.weight.copy_(head.weight[list(order)].clone())
+        head.bias.copy_(head.bias[list(order)].clone())
+
+
+def likely_label_order(logits: np.ndarray, labels: np.ndarray, task: Task) -> list[str] | None:
+    """Return the order of labels that suits these logits (N, C) much better than the task's.
+
+    None where there is no such order, or too many labels to try.
+    """
+    if task.regression or not 2 <= task.num_labels <= 5:
+        return None
+    guesses, truth = logits.argmax(1), labels.astype(np.int64)
+    orders = list(permutations(range(task.num_labels)))
+    scores = [float(np.mean(np.asarray(order)[guesses] == truth)) for order in orders]
+    best = int(np.argmax(scores))
+    if scores[best] < scores[0] + 0.1:
+        return None
+    return [(task.labels or ())[number] for number in orders[best]]
+
+
+# ------------------------------------------------------------------------------------ the models
+
+
+def load_classifier(
+    path: Path, task: Task, whose: str, *, need_classifier: bool, **changes: Any
+) -> TinyBertForSequenceClassification:
+    """Load a model for the task, its outputs in the order of the task's labels.
+
+    Without `need_classifier`, a classifier that is missing or belongs to other labels begins anew,
+    and so does a model without any weights: a configuration is enough.
+
+    Args:
+        changes: values that replace those of its configuration.
+
+    Raises:
+        UserError: the files are unusable, the labels cannot be matched, or a needed part is absent.
+    """
+    if not path.is_dir() or find_weights(path) is None:
+        if need_classifier:
+            raise UserError(f"{path}: {whose} has no weights there")
+        logger.warning("%s: no weights there, so %s begins with random ones", path, whose)
+        config = {**label_config(task), **changes}
+        return TinyBertForSequenceClassification.from_scratch(path, **config)
+    has_classifier = "classifier.weight" in read_shapes(path)
+    require = ("encoder", "pooler", "classifier") if need_classifier else ("encoder",)
+    if not has_classifier:
+        changes = {**label_config(task), **changes}
+    model, report = load_model(
+        TinyBertForSequenceClassification, path, require=require, config_changes=changes
+    )
+    report.log()
+    if has_classifier:
+        _match_classifier(model, task, f"{whose} {path}", need_classifier)
+    return model
+
+
+def _match_classifier(
+    model: TinyBertForSequenceClassification, task: Task, whose: str, required: bool
+) -> None:
+    names = [name for _, name in sorted((model.config.id2label or {}).items())]
+    try:
+        _take_outputs(model, label_order(names, task, whose))
+    except UserError as error:
+        if required:
+            raise
+        logger.warning("%s; the classifier begins anew", str(error).split(":")[0])
+        for key, value in label_config(task).items():
+            setattr(model.config, key, value)
+        fresh = nn.Linear(model.config.hidden_size, task.num_labels)
+        nn.init.normal_(fresh.weight, std=model.config.initializer_range)
+        nn.init.zeros_(fresh.bias)
+        model.classifier = fresh
+    for key, value in label_config(task).items():
+        setattr(model.config, key, value)
+
+
+def check_task_fits(task: Task, max_seq_length: int, config: BertConfig, whose: str) -> None:
+    """Raise UserError unless a model can read the task's inputs."""
+    smallest = 2 * len(task.text) + 1
+    if max_seq_length < smallest:
+        raise UserError(f"--max_seq_length {max_seq_length}: {task.name} needs {smallest} or more")
+    if max_seq_length > config.max_position_embeddings:
+        raise UserError(
+            f"--max_seq_length {max_seq_length}: {whose} has {config.max_position_embeddings} "
+            "positions; use at most that many"
+        )
+    if len(task.text) == 2 and config.type_vocab_size < 2:
+        raise UserError(f"{task.name} has pairs, but {whose} knows one segment (type_vocab_size 1)")

@@ -1,0 +1,157 @@
+"""What is done with a finished model: dev scores, predictions to submit, benchmark, ONNX."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from transformer.checkpoint.config_file import read_config
+from transformer.distillation.students import freeze_teacher
+from transformer.file_utils import cached_path
+from transformer.files import atomic_write
+from transformer.modeling import TinyBertForSequenceClassification
+from transformer.packed_linear import pack_linears
+from transformer.runtime.ranks import Runtime
+from transformer.tasks.benchmark import comparison, comparison_table, measure
+from transformer.tasks.classifiers import check_task_fits, load_classifier
+from transformer.tasks.files import RowReader, find_file, with_labels
+from transformer.tasks.job import load_teacher, open_dev_sets, read_tokenizer, token_cache
+from transformer.tasks.onnx_export import export_onnx
+from transformer.tasks.options import trains, with_defaults
+from transformer.tasks.results import (
+    evaluate,
+    predicted_cells,
+    results_table,
+    write_dev_results,
+    write_predictions,
+)
+from transformer.tasks.table import Source, Task
+from transformer.tasks.token_cache import TokenCache
+from transformer.training.inference import predict_logits
+from transformer.training.loop import compile_forward
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Delivery:
+    """A finished model with what it is measured on."""
+
+    args: argparse.Namespace
+    task: Task
+    runtime: Runtime
+    cache: TokenCache
+    model_dir: Path
+    model: TinyBertForSequenceClassification
+    teacher_dir: Path | None
+
+
+def deliver(args: argparse.Namespace, task: Task, runtime: Runtime) -> None:
+    """Do what --do_eval, --do_predict, --export_onnx and --benchmark ask for, in this order.
+
+    The model is the one just trained, in --output_dir, else --student_model.
+    """
+    delivery = _plan(args, task, runtime)
+    if runtime.is_main:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        with atomic_write(args.output_dir / "eval_args.json") as file:
+            json.dump(vars(delivery.args), file, indent=2, default=str)
+    teacher = None
+    if delivery.teacher_dir is not None and (args.do_eval or args.benchmark):
+        teacher = load_teacher(delivery.teacher_dir, delivery.task, args, runtime)
+    if args.do_eval:
+        _evaluate(delivery, teacher)
+    if args.do_predict:
+        _predict(delivery)
+    if args.export_onnx and runtime.is_main:
+        export_onnx(delivery.model, args.export_onnx)
+    if args.benchmark and runtime.is_main:
+        _benchmark(delivery, teacher)
+
+
+def _plan(args: argparse.Namespace, task: Task, runtime: Runtime) -> Delivery:
+    args = with_defaults(args, task)
+    model_dir = args.output_dir if trains(args) else cached_path(args.student_model, args.cache_dir)
+    teacher_dir = None
+    if args.teacher_model is not None:
+        teacher_dir = cached_path(args.teacher_model, args.cache_dir)
+    config = read_config(model_dir)
+    check_task_fits(task, args.max_seq_length, config, "the model")
+    if task.labels is None and not task.regression and config.id2label:
+        # A task of the user's own may come without its training file: the model knows the labels.
+        names = [name for _, name in sorted(config.id2label.items())]
+        if find_file(args.data_dir, task.train) is None:
+            task = replace(task, labels=tuple(names))
+    task = with_labels(task, args.data_dir)
+    tokenizer = read_tokenizer(args, model_dir, teacher_dir)
+    model = load_classifier(model_dir, task, "the model", need_classifier=True)
+    model.to(runtime.device).eval()
+    if args.compile:
+        compile_forward(model)
+    cache = token_cache(args, tokenizer, runtime)
+    return Delivery(args, task, runtime, cache, model_dir, model, teacher_dir)
+
+
+def _evaluate(delivery: Delivery, teacher: TinyBertForSequenceClassification | None) -> None:
+    args, task, runtime = delivery.args, delivery.task, delivery.runtime
+    dev_sets = open_dev_sets(args.data_dir, task, delivery.cache)
+    results = evaluate(delivery.model, task, dev_sets, args.eval_batch_size, runtime)
+    rows = {str(delivery.model_dir): results}
+    facts: dict[str, object] = {"task": task.name, "model": str(delivery.model_dir)}
+    if teacher is not None:
+        rows["teacher"] = evaluate(teacher, task, dev_sets, args.eval_batch_size, runtime)
+        facts |= {f"teacher_{key}": value for key, value in rows["teacher"].items()}
+    if runtime.is_main:
+        write_dev_results(args.output_dir, dev_sets, results, facts)
+        print(results_table(f"{task.name}, dev", rows), flush=True)
+
+
+def _predict(delivery: Delivery) -> None:
+    for source in delivery.task.test:
+        path = find_file(delivery.args.data_dir, source)
+        if path is None:
+            logger.warning("%s: no such file; there is no %s.tsv", source.file, source.name)
+        else:
+            _predict_file(delivery, path, source)
+
+
+def _predict_file(delivery: Delivery, path: Path, source: Source) -> None:
+    args, task = delivery.args, delivery.task
+    dataset = delivery.cache.open(path, task, source, labelled=False)
+    logits = predict_logits(delivery.model, dataset, args.eval_batch_size, delivery.runtime)
+    if not delivery.runtime.is_main:
+        return
+    reader = RowReader(path, task, source, need_label=False, keep_short=True)
+    indices = [
+        str(number) if reader.index_key is None else row.cells[reader.index_key]
+        for number, row in enumerate(reader)
+    ]
+    target = args.output_dir / f"{source.name}.tsv"
+    write_predictions(target, indices, predicted_cells(task, logits))
+    logger.info("%s: %d predictions", target, len(indices))
+
+
+def _benchmark(delivery: Delivery, teacher: TinyBertForSequenceClassification | None) -> None:
+    args, runtime = delivery.args, delivery.runtime
+    dataset = open_dev_sets(args.data_dir, delivery.task, delivery.cache)[0].dataset
+    lengths = dataset.lengths(np.arange(len(dataset)))
+    # As it would be deployed here: weights held in the precision that the machine computes in.
+    freeze_teacher(delivery.model, runtime)
+    if not args.compile:
+        pack_linears(delivery.model)
+    figures = [
+        measure(model, lengths, name=name, directory=directory, autocast=runtime.autocast)
+        for model, name, directory in (
+            (delivery.model, "student", delivery.model_dir),
+            (teacher, "teacher", delivery.teacher_dir),
+        )
+        if model is not None
+    ]
+    with atomic_write(args.output_dir / "benchmark.json") as file:
+        json.dump(comparison(*figures), file, indent=2)
+    print(comparison_table(*figures), flush=True)

@@ -1,0 +1,133 @@
+"""The flags of task distillation: what they ask for, what contradicts, what the table fills in."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from transformer.files import UserError
+from transformer.runtime.script import check_models_are_apart
+from transformer.tasks.files import find_file, require_file
+from transformer.tasks.results import seed_directory
+from transformer.tasks.table import Task, resolve_task
+from transformer.training.options import check_training_arguments
+
+logger = logging.getLogger(__name__)
+
+PREDICTION_EPOCHS = 3.0
+
+# A look at the dev set may cost about as many rows as were trained on since the last one; looking
+# at layers, which runs the teacher too, a quarter of that.
+LEAST_EVAL_STEP = 50
+
+DELIVERIES = ("do_eval", "do_predict", "benchmark", "export_onnx")
+
+
+def delivers(args: argparse.Namespace) -> bool:
+    """Say whether something is asked for that needs a finished model."""
+    return any(getattr(args, name) for name in DELIVERIES)
+
+
+def trains(args: argparse.Namespace) -> bool:
+    """Say whether a model is to be trained."""
+    return args.finetune or args.pred_distill or not delivers(args)
+
+
+def stage_of(args: argparse.Namespace) -> str:
+    """Return what progress lines call the training."""
+    if args.finetune:
+        return "fine-tuning"
+    return "prediction distillation" if args.pred_distill else "intermediate distillation"
+
+
+def check_args(args: argparse.Namespace) -> Task:
+    """Find the mistakes that need no model to be read; return the task, its table row or flags.
+
+    Raises:
+        UserError: as it says.
+    """
+    eval_step = LEAST_EVAL_STEP if args.eval_step is None else args.eval_step
+    check_training_arguments(argparse.Namespace(**{**vars(args), "eval_step": eval_step}))
+    _check_values(args)
+    task = resolve_task(args)
+    if not args.data_dir.is_dir():
+        raise UserError(f"--data_dir {args.data_dir}: no such directory")
+    if trains(args):
+        _check_training(args, task)
+    if args.do_predict and not any(find_file(args.data_dir, source) for source in task.test):
+        names = ", ".join(source.file for source in task.test)
+        raise UserError(f"--do_predict: {args.data_dir} holds no {names}")
+    if args.do_eval or args.benchmark:
+        require_file(args.data_dir, task.dev[0], "the evaluation")
+    return task
+
+
+def _check_values(args: argparse.Namespace) -> None:
+    if args.finetune and args.pred_distill:
+        raise UserError("--finetune and --pred_distill contradict each other; give one")
+    if not args.temperature > 0:
+        raise UserError(f"--temperature {args.temperature}: give a number above 0")
+    if not 0 <= args.hard_label_weight < float("inf"):
+        raise UserError(f"--hard_label_weight {args.hard_label_weight}: give a number of 0 or more")
+    if args.hard_labels and args.hard_label_weight:
+        raise UserError(
+            "--hard_labels learns gold labels alone, --hard_label_weight adds them to the "
+            "teacher's; give one"
+        )
+    if len(set(args.seed)) < len(args.seed):
+        raise UserError(f"--seed {' '.join(map(str, args.seed))}: give each seed once")
+    if args.num_workers is not None and args.num_workers < 1:
+        raise UserError(f"--num_workers {args.num_workers}: give a number of 1 or more")
+
+
+def _check_training(args: argparse.Namespace, task: Task) -> None:
+    seeds = args.seed if len(args.seed) > 1 else []
+    seed_dirs = (seed_directory(args.output_dir, seed) for seed in seeds)
+    check_models_are_apart(args, [args.output_dir, *seed_dirs])
+    if args.teacher_model is None and needs_teacher(args):
+        raise UserError(
+            "--teacher_model is needed for distillation: a model fine-tuned on the task (make one "
+            "with --finetune); --finetune, --do_eval and --do_predict need none"
+        )
+    if args.teacher_model is None and args.init_from_teacher:
+        raise UserError("--init_from_teacher needs --teacher_model")
+    require_file(args.data_dir, task.dev[0], "choosing the best model")
+    if not args.aug_train:
+        require_file(args.data_dir, task.train, "training")
+    elif find_file(args.data_dir, task.train, suffix="_aug") is None:
+        name = Path(task.train.file)
+        augmented = f"{name.stem}_aug{name.suffix or '.tsv'}"
+        raise UserError(
+            f"--aug_train: {args.data_dir} holds no {augmented}; make it "
+            "with data_augmentation.py, or leave the flag out to train on the task's own data"
+        )
+
+
+def needs_teacher(args: argparse.Namespace) -> bool:
+    """Say whether the training learns from a teacher."""
+    return not args.finetune and not (args.pred_distill and args.hard_labels)
+
+
+def with_defaults(args: argparse.Namespace, task: Task) -> argparse.Namespace:
+    """Return the flags with the table's values where the user gave none, and say which."""
+    changes: dict[str, float] = {}
+    if args.max_seq_length is None:
+        changes["max_seq_length"] = task.max_seq_length
+    if args.num_train_epochs is None and trains(args):
+        is_intermediate = not (args.finetune or args.pred_distill)
+        changes["num_train_epochs"] = task.epochs if is_intermediate else PREDICTION_EPOCHS
+    for name, value in changes.items():
+        logger.info("--%s %g: the default for %s", name, value, task.name)
+    return argparse.Namespace(**{**vars(args), **changes})
+
+
+def with_eval_step(args: argparse.Namespace, dev_rows: int) -> argparse.Namespace:
+    """Return the flags with a number of steps between two looks that suits the dev set's size."""
+    if args.eval_step is not None:
+        return args
+    is_intermediate = not (args.finetune or args.pred_distill)
+    steps = dev_rows * (4 if is_intermediate else 1) // args.train_batch_size
+    eval_step = max(LEAST_EVAL_STEP, steps)
+    logger.info("--eval_step %d: the default for a dev set of %d rows", eval_step, dev_rows)
+    return argparse.Namespace(**{**vars(args), "eval_step": eval_step})

@@ -1,0 +1,141 @@
+"""One training of task distillation: what all its seeds share, and what each does by itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from transformer.distillation.layers import layer_map
+from transformer.distillation.objectives import IntermediateLesson, lesson_loss
+from transformer.distillation.students import copy_layers
+from transformer.modeling import TinyBertForSequenceClassification
+from transformer.runtime.ranks import Runtime
+from transformer.tasks.classifiers import load_classifier
+from transformer.tasks.metrics import Results, is_better, worst_score
+from transformer.tasks.options import DELIVERIES, stage_of
+from transformer.tasks.results import DevSet, evaluate
+from transformer.tasks.table import Task
+from transformer.tokenization import BertTokenizer
+from transformer.training.loop import Lesson
+from transformer.training.packed import PackedDataset
+from transformer.training.state import RunState
+
+
+@dataclass
+class Job:
+    """What all seeds of a training share. `args` has every default filled in."""
+
+    args: argparse.Namespace
+    task: Task
+    runtime: Runtime
+    tokenizer: BertTokenizer
+    student_dir: Path
+    student_changes: dict[str, Any]
+    teacher_dir: Path | None
+    train_set: PackedDataset
+    dev_sets: list[DevSet]
+    lesson: Lesson
+    teacher_results: Results
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the dev score chooses the model; layers alone have none."""
+        return self.args.finetune or self.args.pred_distill
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what eval_results.json says beside the results."""
+        teacher = {f"teacher_{key}": value for key, value in self.teacher_results.items()}
+        return {"task": self.task.name, "stage": stage_of(self.args), **teacher}
+
+
+@dataclass
+class Run:
+    """One seed of a job."""
+
+    job: Job
+    args: argparse.Namespace
+
+    def __post_init__(self) -> None:
+        self.runtime = self.job.runtime
+        self.lesson = self.job.lesson
+        self.stage = stage_of(self.args)
+        self.keeps_best = self.job.keeps_best
+
+    @property
+    def pad_to(self) -> int | None:
+        """Return the length that all batches have, None for that of their longest row."""
+        layers = not self.keeps_best
+        return self.args.max_seq_length if layers and self.args.loss_on_padding else None
+
+    def lasting_args(self) -> argparse.Namespace:
+        """Return the flags that the trained weights depend on."""
+        kept = {k: v for k, v in vars(self.args).items() if k not in DELIVERIES}
+        return argparse.Namespace(**kept)
+
+    def stored_results(self) -> Results:
+        """Return the results of a run that is finished, on every rank."""
+        results = None
+        if self.runtime.is_main:
+            path = self.args.output_dir / "eval_results.json"
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            results = {
+                key: float("nan") if value is None else value
+                for key, value in stored.items()
+                if key not in (*self.job.facts, "seed", "global_step")
+            }
+        return self.runtime.broadcast_object(results)
+
+    def measure(self, student: nn.Module) -> Results:
+        """Return the task's metrics on all dev sets; for layers, the loss on the first."""
+        job, batch_size = self.job, self.args.eval_batch_size
+        if self.keeps_best:
+            return evaluate(student, job.task, job.dev_sets, batch_size, self.runtime)
+        dataset = job.dev_sets[0].dataset
+        return lesson_loss(
+            self.lesson, student, dataset, batch_size, self.runtime, pad_to=self.pad_to
+        )
+
+    def choose(self, state: RunState, results: Results, *, is_last: bool) -> bool:
+        """Say whether the student as it is now becomes the result, and note it in `state`.
+
+        The best dev score wins; without any, or where none was a number, the last model does.
+        """
+        metric = self.job.task.best_metric
+        keep = True
+        if self.keeps_best:
+            best = worst_score(metric) if state.best_score is None else state.best_score
+            is_first = state.best_score is None
+            keep = is_better(results[metric], best, metric) or (is_last and is_first)
+        if keep:
+            state.best_step = state.step
+            state.best_score = results[metric] if self.keeps_best else None
+            state.facts["results"] = results
+        return keep
+
+    def load_student(self) -> TinyBertForSequenceClassification:
+        """Return the student as it begins, on its device and in training."""
+        job, args = self.job, self.args
+        torch.manual_seed(args.seed)
+        student = load_classifier(
+            job.student_dir, job.task, "the student", need_classifier=False, **job.student_changes
+        )
+        if args.init_from_teacher:
+            # The lesson's teacher may be held in half precision; what is copied is not.
+            teacher = load_classifier(
+                job.teacher_dir, job.task, "the teacher", need_classifier=True
+            )
+            depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+            copy_layers(student, teacher, layer_map(*depths, args.init_from_teacher))
+        if isinstance(job.lesson, IntermediateLesson):
+            job.lesson.objective.freeze_unread(student)
+        else:
+            for name, parameter in student.named_parameters():
+                parameter.requires_grad_(not name.startswith("fit_dense"))
+        return student.to(self.runtime.device).train()

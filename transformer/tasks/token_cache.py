@@ -1,0 +1,279 @@
+"""Turn the files of a task into packed token stores: tokenised once, in parallel, and cached.
+
+A store is found again by the content of the file, the vocabulary and the length limit, so the
+stages and seeds of an experiment, and all ranks of a run, share one. Memory does not grow with the
+number of rows: rows are read, tokenised and written in chunks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from array import array
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from transformer.files import UserError, file_lock
+from transformer.runtime.parallel import ordered_map
+from transformer.runtime.progress import Progress
+from transformer.tasks.files import LabelReader, RowReader
+from transformer.tasks.table import Source, Task
+from transformer.tokenization import BertTokenizer
+from transformer.training.packed import PackedDataset, PackedWriter
+
+logger = logging.getLogger(__name__)
+
+CACHE_VERSION = 1  # of what a store holds; a change makes every file be tokenised again
+
+CHUNK_ROWS = 2048
+
+# Below this many rows starting worker processes costs more than they save.
+PARALLEL_ROWS = 16384
+
+Texts = tuple[str, ...]
+
+
+def truncated_lengths(first: int, second: int, limit: int) -> tuple[int, int]:
+    """Return the lengths of a pair after taking tokens off the longer one until both fit.
+
+    Of two equally long ones the second gives way, as in BERT. Example: (9, 2, 8) -> (6, 2).
+    """
+    if first + second <= limit:
+        return first, second
+    half = limit - limit // 2
+    if first <= half:
+        return first, limit - first
+    if second <= limit // 2:
+        return limit - second, second
+    return half, limit // 2
+
+
+def build_input(
+    tokenizer: BertTokenizer, pieces: Sequence[list[int]], limit: int
+) -> tuple[list[int], int]:
+    """Return the ids of [CLS] a [SEP] or [CLS] a [SEP] b [SEP], and how many are in segment 0.
+
+    An empty second text leaves a pair a pair.
+    """
+    if len(pieces) == 1:
+        ids = [tokenizer.cls_id, *pieces[0][: limit - 2], tokenizer.sep_id]
+        return ids, len(ids)
+    first, second = pieces
+    lengths = truncated_lengths(len(first), len(second), limit - 3)
+    head = [tokenizer.cls_id, *first[: lengths[0]], tokenizer.sep_id]
+    return [*head, *second[: lengths[1]], tokenizer.sep_id], len(head)
+
+
+class Packed(NamedTuple):
+    """Tokenised rows: their ids one after another, one length each, and how many were cut."""
+
+    ids: array  # of int32; an array travels between processes as plain bytes
+    lengths: array
+    first_lengths: array
+    truncated: int
+
+
+def pack_texts(tokenizer: BertTokenizer, limit: int, texts: list[Texts]) -> Packed:
+    """Tokenise some rows."""
+    packed = Packed(array("i"), array("i"), array("i"), 0)
+    truncated = 0
+    columns = [tokenizer.encode_batch(column) for column in zip(*texts, strict=True)]
+    for pieces in zip(*columns, strict=True):
+        ids, first_length = build_input(tokenizer, pieces, limit)
+        packed.ids.extend(ids)
+        packed.lengths.append(len(ids))
+        packed.first_lengths.append(first_length)
+        truncated += len(ids) < sum(map(len, pieces)) + 1 + len(pieces)
+    return packed._replace(truncated=truncated)
+
+
+class Chunk(NamedTuple):
+    """Some rows on their way: texts, and the labels and flags that stay with the reader."""
+
+    texts: list[Texts]
+    labels: list[float]
+    flags: list[int]
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """Where tokenised files are kept and how they are made.
+
+    Args:
+        directory: of the stores, made when needed.
+        max_seq_length: limit in tokens, special ones included.
+        workers: processes that tokenise.
+    """
+
+    directory: Path
+    tokenizer: BertTokenizer
+    max_seq_length: int
+    workers: int = 1
+    speak: bool = True
+
+    def open(
+        self,
+        path: Path,
+        task: Task,
+        source: Source,
+        *,
+        labelled: bool = True,
+        is_augmented: bool = False,
+        originals: Path | None = None,
+    ) -> PackedDataset:
+        """Return the tokenised rows of a file, from the cache if they are there.
+
+        Args:
+            labelled: read labels; without them (a test set) short rows are filled, not left out.
+            is_augmented: give each row a flag, 1 where it is augmented: `originals` lacks it.
+
+        Raises:
+            UserError: what `RowReader` and `LabelReader` raise, or no row at all.
+        """
+        reader = RowReader(path, task, source, need_label=labelled, keep_short=not labelled)
+        known = None
+        if is_augmented:
+            known = _row_hashes(RowReader(originals, task, task.train)) if originals else set()
+        key = self._key(reader, task, known)
+        store = self.directory / f"{_file_name(task.name)}-{path.stem}-{key}"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with file_lock(store.with_name(f".{store.name}.lock"), f"tokenising {path}"):
+            if not (store / "meta.json").is_file():
+                self._write(store, reader, task, known)
+        dataset = PackedDataset.open(store)
+        _report(path, dataset)
+        return dataset
+
+    def _key(self, reader: RowReader, task: Task, known: set[int] | None) -> str:
+        """Return a digest of everything that the store depends on."""
+        facts = [
+            CACHE_VERSION,
+            _digest(reader.path),
+            known is not None and sorted(known),
+            hashlib.sha256(json.dumps(self.tokenizer.vocab).encode()).hexdigest(),
+            self.tokenizer.do_lower_case,
+            self.max_seq_length,
+            task.labels,
+            (reader.text_keys, reader.label_key, reader.has_header, reader.keep_short),
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def _write(self, store: Path, reader: RowReader, task: Task, known: set[int] | None) -> None:
+        labelled = reader.label_key is not None
+        writer = PackedWriter(
+            store, len(self.tokenizer.vocab), labels=labelled, flags=known is not None
+        )
+        progress = Progress(
+            None, description=f"tokenise {reader.path.name}", unit="rows", enabled=self.speak
+        )
+        truncated = 0
+        try:
+            with progress:
+                for chunk, packed in self._packed(_chunks(reader, task, known)):
+                    writer.add_packed(
+                        np.frombuffer(packed.ids, np.int32),
+                        np.frombuffer(packed.lengths, np.int32),
+                        np.frombuffer(packed.first_lengths, np.int32),
+                        np.array(chunk.labels, np.float32) if labelled else None,
+                        np.array(chunk.flags, np.uint8) if known is not None else None,
+                    )
+                    truncated += packed.truncated
+                    progress.update(len(chunk.texts))
+            if writer.examples == 0:
+                short = f" ({reader.short_rows} lack a column)" if reader.short_rows else ""
+                raise UserError(f"{reader.path}: no rows to use{short}")
+            writer.meta |= {
+                "content": store.name,
+                "max_seq_length": self.max_seq_length,
+                "short_rows": reader.short_rows,
+                "truncated": truncated,
+            }
+            writer.close()
+        except BaseException:
+            writer.abort()
+            raise
+
+    def _packed(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Packed]]:
+        """Tokenise the chunks, in order: a few here, a long file in worker processes."""
+        few = list(islice(chunks, PARALLEL_ROWS // CHUNK_ROWS + 1))
+        workers = self.workers if len(few) * CHUNK_ROWS > PARALLEL_ROWS else 1
+        waiting: deque[Chunk] = deque()
+
+        def texts() -> Iterator[list[Texts]]:
+            # Labels and flags wait here; only texts travel to the workers.
+            for some in (few, chunks):
+                for chunk in some:
+                    waiting.append(chunk)
+                    yield chunk.texts
+
+        function = partial(pack_texts, self.tokenizer, self.max_seq_length)
+        with closing(ordered_map(function, texts(), workers)) as packed_chunks:
+            for packed in packed_chunks:
+                yield waiting.popleft(), packed
+
+
+def _chunks(reader: RowReader, task: Task, known: set[int] | None) -> Iterator[Chunk]:
+    read_label = LabelReader.of(task)
+    rows = iter(reader)
+    while batch := list(islice(rows, CHUNK_ROWS)):
+        texts = [reader.texts(row.cells) for row in batch]
+        labels, flags = [], []
+        if reader.label_key is not None:
+            labels = [read_label(reader.label(row.cells), reader.path, row.line) for row in batch]
+        if known is not None:
+            flags = [int(_row_hash(row_texts) not in known) for row_texts in texts]
+        yield Chunk(texts, labels, flags)
+
+
+def _row_hash(texts: Texts) -> int:
+    digest = hashlib.blake2b("\t".join(texts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _row_hashes(reader: RowReader) -> set[int]:
+    return {_row_hash(reader.texts(row.cells)) for row in reader}
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _file_name(name: str) -> str:
+    """Return a task's name without what a file name may not hold."""
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def _report(path: Path, dataset: PackedDataset) -> None:
+    meta, limit = dataset.meta, dataset.meta["max_seq_length"]
+    odd = []
+    if meta["short_rows"]:
+        filled = "filled" if dataset.labels is None else "left out"
+        odd.append(f"{meta['short_rows']:,} rows lack a column and were {filled}")
+    if meta["truncated"]:
+        odd.append(f"{meta['truncated']:,} cut to {limit} tokens")
+    mean = dataset.tokens / len(dataset)
+    notes = "; ".join(["", *odd])
+    logger.info("%s: %s rows, %.1f tokens on average%s", path, f"{len(dataset):,}", mean, notes)
+
+
+def default_workers() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

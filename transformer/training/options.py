@@ -1,0 +1,119 @@
+"""The command-line flags of optimization, saving and resuming, and what they may hold."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from transformer.files import UserError
+from transformer.runtime.script import restarted
+
+COUNT_FLAGS = (
+    *("train_batch_size", "eval_batch_size", "gradient_accumulation_steps"),
+    *("eval_step", "save_steps", "log_steps"),
+)
+
+
+def add_training_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    epochs: float | None = 3.0,
+    eval_batch_size: int = 32,
+    eval_step: int = 50,
+) -> None:
+    """Add the flags of optimization, saving and resuming; the keywords are their defaults."""
+    group = parser.add_argument_group("optimization")
+    group.add_argument(
+        "--train_batch_size",
+        type=int,
+        default=32,
+        help="examples of one optimizer step on each rank, over all accumulation steps",
+    )
+    group.add_argument("--eval_batch_size", type=int, default=eval_batch_size, help="examples")
+    group.add_argument(
+        "--gradient_accumulation_steps",
+        type=int,
+        default=1,
+        help="parts that a rank's batch is computed in, to save memory; the result is the same",
+    )
+    group.add_argument("--learning_rate", type=float, default=5e-5, help="peak, after warm-up")
+    group.add_argument(
+        "--weight_decay",
+        "--wd",
+        type=float,
+        default=0.01,
+        help="of matrices; the original's flag said 1e-4, but 0.01 is what it really used",
+    )
+    group.add_argument(
+        "--num_train_epochs", type=float, default=epochs, help="passes over the data; 0.5 is half"
+    )
+    group.add_argument(
+        "--warmup_proportion", type=float, default=0.1, help="share of steps the rate rises in"
+    )
+    group.add_argument("--compile", action="store_true", help="run models through torch.compile")
+    group = parser.add_argument_group("saving and resuming")
+    group.add_argument("--eval_step", type=int, default=eval_step, help="steps between two looks")
+    group.add_argument(
+        "--save_steps", type=int, default=500, help="steps between two states to resume from"
+    )
+    group.add_argument("--log_steps", type=int, default=50, help="steps between two reports")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        default=restarted(),
+        help="go on with the interrupted run in --output_dir (implied when torchrun restarts)",
+    )
+    group.add_argument(
+        "--overwrite_output_dir", action="store_true", help="replace the run in --output_dir"
+    )
+    group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's events")
+    group.add_argument(
+        "--save_safetensors", action="store_true", help="also write model.safetensors"
+    )
+    group.add_argument(
+        "--data_url", default="", help="s3://bucket/prefix or directory to copy results to"
+    )
+
+
+def check_training_arguments(args: argparse.Namespace) -> None:
+    """Check the values of `add_training_arguments`.
+
+    Raises:
+        UserError: a value that no run can use.
+    """
+    counts = [
+        "train_batch_size",
+        "eval_batch_size",
+        "gradient_accumulation_steps",
+        "eval_step",
+        "save_steps",
+        "log_steps",
+    ]
+    for name in counts:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: give a number of 1 or more")
+    if args.gradient_accumulation_steps > args.train_batch_size:
+        raise UserError(
+            f"--gradient_accumulation_steps {args.gradient_accumulation_steps} cannot cut a "
+            f"--train_batch_size of {args.train_batch_size}; give at most as many steps as examples"
+        )
+    if args.num_train_epochs is not None and not 0 < args.num_train_epochs < math.inf:
+        raise UserError(f"--num_train_epochs {args.num_train_epochs}: give a number above 0")
+    if not 0 <= args.warmup_proportion < 1:
+        raise UserError(
+            f"--warmup_proportion {args.warmup_proportion}: give a share from 0 to below 1"
+        )
+    for name in ("learning_rate", "weight_decay"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise UserError(f"--{name} {getattr(args, name)}: give a number of 0 or more")
+    if "://" in args.data_url and not args.data_url.startswith("s3://"):
+        raise UserError(f"--data_url {args.data_url}: give s3://BUCKET/PREFIX or a directory")
+    if args.tensorboard:
+        _check_tensorboard()
+
+
+def _check_tensorboard() -> None:
+    try:
+        import torch.utils.tensorboard  # noqa: F401 - only whether it can be imported
+    except ImportError as error:
+        raise UserError("--tensorboard: pip install tensorboard, or leave the flag out") from error

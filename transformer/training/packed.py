@@ -1,0 +1,201 @@
+"""The packed token store: a directory of flat arrays, written once and memory-mapped."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformer.files import UserError, atomic_write, sync_directory
+
+FORMAT_VERSION = 1
+
+# Rows read before the mapped pages are given back, so that resident memory stays bounded.
+ROWS_BETWEEN_RELEASES = 8192
+
+
+class PackedWriter:
+    """Write a packed store aside; `close` gives it its name, `abort` leaves nothing.
+
+    A store is a directory: `ids.bin` (all token ids in one row), `offsets.bin` (int64, N + 1),
+    `first_length.bin` (uint16, tokens in segment 0), optionally `labels.bin` (float32) and
+    `flags.bin` (uint8), and `meta.json`.
+
+    Args:
+        path: of the directory to be.
+        vocab_size: decides between uint16 and int32 ids.
+        meta: JSON values to keep with the store, such as the key of its sources.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        vocab_size: int,
+        *,
+        labels: bool = False,
+        flags: bool = False,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self.meta = dict(meta or {})
+        self.ids_dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+        self.examples = self.tokens = self.square_tokens = self.max_length = 0
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        names = ["ids", "offsets", "first_length"]
+        names += ["labels"] * labels + ["flags"] * flags
+        self._files = {name: (self.partial / f"{name}.bin").open("wb") for name in names}
+        self._files["offsets"].write(np.zeros(1, np.int64).tobytes())
+
+    def add(
+        self,
+        ids: Sequence[int],
+        first_length: int,
+        label: float | None = None,
+        flag: int | None = None,
+    ) -> None:
+        """Append one example."""
+        self.add_packed(
+            np.asarray(ids),
+            np.array([len(ids)]),
+            np.array([first_length]),
+            None if label is None else np.array([label]),
+            None if flag is None else np.array([flag]),
+        )
+
+    def add_packed(
+        self,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        first_lengths: np.ndarray,
+        labels: np.ndarray | None = None,
+        flags: np.ndarray | None = None,
+    ) -> None:
+        """Append many examples: their ids one after another, and one number an example."""
+        if len(lengths) == 0:
+            return
+        lengths = np.asarray(lengths, np.int64)
+        columns = {
+            "ids": np.asarray(ids).astype(self.ids_dtype),
+            "offsets": self.tokens + np.cumsum(lengths),
+            "first_length": np.asarray(first_lengths).astype(np.uint16),
+            "labels": None if labels is None else np.asarray(labels, np.float32),
+            "flags": None if flags is None else np.asarray(flags, np.uint8),
+        }
+        for name, file in self._files.items():
+            if columns[name] is None:
+                raise ValueError(f"{self.path}: this store has {name}, but none were given")
+            file.write(columns[name].tobytes())
+        self.examples += len(lengths)
+        self.tokens += int(lengths.sum())
+        self.square_tokens += int((lengths * lengths).sum())
+        self.max_length = max(self.max_length, int(lengths.max()))
+
+    def close(self) -> PackedDataset:
+        """Flush everything, give the store its name, and open it."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "ids_dtype": self.ids_dtype.name,
+            "columns": list(self._files),
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "square_tokens": self.square_tokens,
+            "max_length": self.max_length,
+        }
+        with atomic_write(self.partial / "meta.json") as file:
+            json.dump({**self.meta, **facts}, file, indent=2)
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.replace(self.partial, self.path)
+        sync_directory(self.path.parent)
+        return PackedDataset.open(self.path)
+
+    def abort(self) -> None:
+        """Remove what was written."""
+        for file in self._files.values():
+            file.close()
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+
+class PackedDataset:
+    """A packed store, memory-mapped: examples are read from disk as they are needed."""
+
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+        self.path, self.meta = path, meta
+        self.tokens: int = meta["tokens"]
+        self.square_tokens: int = meta["square_tokens"]
+        self.max_length: int = meta["max_length"]
+        dtypes = {"ids": meta["ids_dtype"], "offsets": "int64", "first_length": "uint16"}
+        dtypes |= {"labels": "float32", "flags": "uint8"}
+        maps = {name: _map(path / f"{name}.bin", dtypes[name]) for name in meta["columns"]}
+        # Plain views: slicing a memmap object costs more than copying a row of it.
+        columns = {name: array.view(np.ndarray) for name, array in maps.items()}
+        self.ids, self.offsets = columns["ids"], columns["offsets"]
+        self.first_length = columns["first_length"]
+        self.labels, self.flags = columns.get("labels"), columns.get("flags")
+        self._maps = [array._mmap for array in maps.values() if isinstance(array, np.memmap)]
+        self._rows_read = 0
+
+    @classmethod
+    def open(cls, path: str | Path) -> PackedDataset:
+        """Open the store at `path`.
+
+        Raises:
+            UserError: there is none, or one of another version, or a damaged one.
+        """
+        path = Path(path)
+        try:
+            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is no packed store: {error}") from error
+        if meta.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"{path}: packed by another version; remove it to pack it again")
+        dataset = cls(path, meta)
+        if len(dataset.offsets) != meta["examples"] + 1 or len(dataset.ids) != meta["tokens"]:
+            raise UserError(f"{path}: the packed store is damaged; remove it to pack it again")
+        return dataset
+
+    def __len__(self) -> int:
+        return self.meta["examples"]
+
+    def __getstate__(self) -> Path:
+        return self.path
+
+    def __setstate__(self, path: Path) -> None:
+        self.__dict__.update(PackedDataset.open(path).__dict__)
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Return the token counts of the examples, int64."""
+        self._count_reads(len(indices))
+        return self.offsets[indices + 1] - self.offsets[indices]
+
+    def rows(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Return the token ids of the examples, one array each."""
+        self._count_reads(len(indices))
+        starts, ends = self.offsets[indices], self.offsets[indices + 1]
+        return [self.ids[start:end] for start, end in zip(starts, ends, strict=True)]
+
+    def _count_reads(self, count: int) -> None:
+        """Give pages that were read back to the system now and then; they stay in its cache."""
+        self._rows_read += count
+        if self._rows_read >= ROWS_BETWEEN_RELEASES and hasattr(mmap, "MADV_DONTNEED"):
+            self._rows_read = 0
+            for mapped in self._maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _map(path: Path, dtype: str) -> np.ndarray:
+    """Map a file read-only; an empty file, which cannot be mapped, is an empty array."""
+    if path.stat().st_size == 0:
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r")

@@ -1,0 +1,190 @@
+"""What makes a run survive being killed: one state file, one fingerprint, one way to stop."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from transformer.checkpoint.weight_files import save_torch
+from transformer.files import UserError
+from transformer.runtime.metrics_log import MetricsLog
+from transformer.runtime.ranks import Runtime
+from transformer.training.meter import LossMeter
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "training_state.pt"
+
+# Flags that may change between the parts of an interrupted run: none of them moves a weight.
+FREE_ON_RESUME = {
+    *("output_dir", "resume", "overwrite_output_dir", "local_rank", "no_cuda", "precision", "fp16"),
+    *("cache_dir", "data_url", "num_workers", "reduce_memory", "save_steps", "tensorboard"),
+    "save_safetensors",
+}
+
+
+def fingerprint(args: argparse.Namespace, runtime: Runtime, **facts: Any) -> dict[str, str]:
+    """Return what must be the same in all parts of a run: flags, ranks, precision and `facts`."""
+    values = {f"--{k}": v for k, v in sorted(vars(args).items()) if k not in FREE_ON_RESUME}
+    values |= {"ranks": runtime.world_size, "precision": runtime.dtype, **facts}
+    return {name: str(_resolved(value)) for name, value in values.items()}
+
+
+def _resolved(value: Any) -> Any:
+    """Make a path that exists absolute, so that a run can go on from another directory."""
+    if isinstance(value, str | Path) and str(value) and Path(value).exists():
+        return Path(value).resolve()
+    return value
+
+
+def check_same_run(saved: dict[str, str], now: dict[str, str]) -> None:
+    """Check that a run goes on as it was begun.
+
+    Raises:
+        UserError: something differs; names each thing with both values.
+    """
+    changed = [
+        f"{name} was {saved.get(name, 'not given')} and is now {now.get(name, 'not given')}"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name) != now.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"--resume: {'; '.join(changed)}. Give what the run was begun with, or begin anew "
+            "with --overwrite_output_dir"
+        )
+
+
+@dataclass
+class RunState:
+    """All that changes while a run goes on; one file holds it, replaced in one instant.
+
+    scaler: of the loss, for fp16; a disabled one otherwise.
+    best_score: of the best evaluation so far, None before the first.
+    """
+
+    student: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    meter: LossMeter
+    metrics: MetricsLog
+    fingerprint: dict[str, str]
+    step: int = 0
+    best_score: float | None = None
+    best_step: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, output_dir: Path, runtime: Runtime) -> None:
+        """Write the state; every rank must call this at the same step."""
+        meters = runtime.gather_objects(self.meter.state_dict())
+        if not runtime.is_main:
+            return
+        state = {
+            "fingerprint": self.fingerprint,
+            "finished": False,
+            "step": self.step,
+            "best_score": self.best_score,
+            "best_step": self.best_step,
+            "facts": self.facts,
+            "metrics_offset": self.metrics.sync(),
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "meters": meters,
+        }
+        save_torch(state, output_dir / STATE_FILE)
+
+    def restore(self, state: dict[str, Any], runtime: Runtime) -> None:
+        """Take over what `read_state` gave."""
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.meter.load_state_dict(state["meters"][runtime.rank])
+        self.step, self.facts = state["step"], state["facts"]
+        self.best_score, self.best_step = state["best_score"], state["best_step"]
+
+
+def read_state(output_dir: Path, runtime: Runtime) -> dict[str, Any] | None:
+    """Read the state that the main rank finds, on every rank; None if the run has saved none.
+
+    Raises:
+        UserError: the file is not one of ours.
+    """
+    state = None
+    path = output_dir / STATE_FILE
+    if runtime.is_main and path.exists():
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
+            raise UserError(f"{path} cannot be read as a training state: {error}") from error
+    return runtime.broadcast_object(state)
+
+
+def mark_finished(output_dir: Path, state: RunState) -> None:
+    """Replace the state by a word that the run is done; what it held is not needed any more."""
+    marker = {"fingerprint": state.fingerprint, "finished": True, "step": state.step}
+    save_torch(marker, output_dir / STATE_FILE)
+
+
+class StopSignal:
+    """SIGTERM and SIGINT ask the loop to save and leave; a second one ends the process at once.
+
+    Ranks may get the signal at different steps, so they agree on one to stop after: each step
+    begins an exchange and reads the one that the step before began, which costs no waiting.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.received = 0
+        self._exchange: tuple[dist.Work, torch.Tensor] | None = None
+        self._group = None
+        if runtime.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
+
+    def __enter__(self) -> StopSignal:
+        self._old = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._exchange is not None and error is None:
+            self._exchange[0].wait()
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self.received:
+            os._exit(128 + signum)
+        self.received = signum
+        if self.runtime.is_main:
+            logger.warning("signal %d: saving after this step; once more ends at once", signum)
+
+    def agreed(self) -> int:
+        """Return the signal that all ranks stop for after this step, or 0; call it every step."""
+        if self._group is None:
+            return self.received
+        earlier, self._exchange = self._exchange, None
+        agreed = 0
+        if earlier is not None:
+            earlier[0].wait()
+            agreed = int(earlier[1])
+        if not agreed:
+            flag = torch.tensor(self.received)
+            work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            self._exchange = work, flag
+        return agreed
