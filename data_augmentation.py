@@ -47,6 +47,7 @@ from transformer.tokenization import BasicTokenizer, BertTokenizer
 
 logger = logging.getLogger("data_augmentation")
 
+LEFT_OUT = "left_out.tsv"  # ending of the copy of the rows that could not be used
 MIN_LENGTH = 8  # of the masked LM's input: room for a window in either context
 # Flags that do not change the output: a run may be resumed with others.
 INCIDENTAL = ("output", "resume", "overwrite_output", "cache_dir", "local_rank", "no_cuda")
@@ -137,9 +138,8 @@ def open_input(args: argparse.Namespace, task: Task) -> RowReader:
     directory = args.glue_dir / task.directory
     if not directory.is_dir():
         raise UserError(f"--glue_dir: {directory} is not a directory")
-    reader = RowReader(
-        require_file(directory, task.train, "augmentation"), task, task.train, keep_short=True
-    )
+    path = require_file(directory, task.train, "augmentation")
+    reader = RowReader(path, task, task.train, errors=args.errors)
     if args.output is None:
         args.output = reader.path.with_name(f"{reader.path.stem}_aug{reader.path.suffix}")
     if args.output.resolve() == reader.path.resolve():
@@ -199,15 +199,14 @@ def plan_blocks(
     vectors = None
     if args.glove_embs:
         vectors = load_word_vectors(args.glove_embs, args.glove_words, args.cache_dir or None)
-    survey = survey_rows(reader, augmenter, vectors, beside(args.output, "short_rows.tsv"))
-    if survey.short_rows:
-        logger.warning("%s: %d rows are too short", reader.path, survey.short_rows)
+    survey = survey_rows(reader, augmenter, vectors, beside(args.output, LEFT_OUT))
+    logger.info("%s: %s", reader.path, reader.check_left_out(args.allow_short))
     if not sum(survey.blocks):
         raise UserError(f"{reader.path}: no row to augment")
     if vectors is not None:
         parts.save_note("neighbours", nearest_words(vectors, sorted(survey.words), args.M, device))
         logger.info("nearest words found for %d words", len(survey.words))
-    plan = {"blocks": survey.blocks, "short_rows": survey.short_rows}
+    plan = {"blocks": survey.blocks, "rows_left_out": survey.rows_left_out}
     parts.save_note("plan", plan)
     return plan
 
@@ -254,9 +253,9 @@ def finish(args: argparse.Namespace, parts: Parts, plan: dict[str, Any], reader:
     counts, examples = merge_notes(map(parts.block_note, range(len(sizes))))
     parts.close({"args": {k: str(v) for k, v in vars(args).items()}, "counts": counts})
     print("\n".join(summarise(counts, args.N)))
-    if plan["short_rows"]:
-        report = beside(args.output, "short_rows.tsv")
-        print(f"{plan['short_rows']:,} rows too short, left out, copied to {report}")
+    if plan["rows_left_out"]:
+        report = beside(args.output, LEFT_OUT)
+        print(f"{plan['rows_left_out']:,} rows left out, copied to {report}")
     print("\nSome of them, original and augmented:\n")
     print("\n".join(side_by_side((original, variant) for _, original, variant in examples)))
     logger.info("written: %s", args.output)

@@ -196,7 +196,7 @@ def copy_rows(source: Path, target: Path, task: Task, count: int) -> RowReader:
     with open(source, encoding="utf-8", newline="\n") as file:
         lines = list(islice(file, count + task.train.header))
     target.write_text("".join(lines), encoding="utf-8", newline="\n")
-    return RowReader(target, task, task.train, keep_short=True)
+    return RowReader(target, task, task.train)
 
 
 def main() -> None:

@@ -120,7 +120,7 @@ def test_quotes_marks_and_odd_characters_stay(run: Run) -> None:
         'a "film\t0',
         "caf\u00e9\u2028film \u00a0 city\x0b time  \t1",
         "''\t0",
-        " \t1",
+        "ok\t1",
     ]
     content = "\ufeffsentence\tlabel\r\n" + "\r\n".join(rows) + "\r\n"
     path = run(content, "--N", 2)
@@ -182,13 +182,13 @@ def test_short_rows_are_reported_not_lost(run: Run, capsys: pytest.CaptureFixtur
         "7\t8\t9\tbig city ?\tlong river ?\t0\n"
         "10\n"
     )
-    output = run(content, "--N", 2, task="QQP")
-    report = output.with_name("train_aug.short_rows.tsv").read_text(encoding="utf-8")
+    output = run(content, "--N", 2, "--allow_short", task="QQP")
+    report = output.with_name("train_aug.left_out.tsv").read_text(encoding="utf-8")
     lines = [line.rstrip("\t") for line in report.splitlines()]
     assert lines == ["3\t4\t5\t6\tonly one question", "5\t10"]
     assert {line.split("\t")[0] for line in lines_of(output)} == {"id", "1", "7"}
-    assert "2 rows too short" in capsys.readouterr().out
-    assert not run(sst2(2), "--N", 1).with_name("train_aug.short_rows.tsv").exists()
+    assert "2 rows left out" in capsys.readouterr().out
+    assert not run(sst2(2), "--N", 1).with_name("train_aug.left_out.tsv").exists()
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

@@ -255,6 +255,11 @@ class BertTokenizer:
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocab)
         self._chunk_ids = ChunkCache(self.basic_tokenizer, self.wordpiece_tokenizer)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return what decides, beside the vocabulary, which ids a text gets."""
+        return {name: value for name, value in self._options.items() if name != "model_max_length"}
+
     # Caches stay behind when a tokenizer is sent to a worker process.
     def __getstate__(self) -> dict[str, Any]:
         return {"bytes": self._vocab_bytes, "vocab": self.vocab, "options": self._options}

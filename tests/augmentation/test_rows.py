@@ -20,7 +20,7 @@ def reader(tmp_path: Path) -> RowReader:
     path = tmp_path / "train.tsv"
     path.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
     task = TASKS["sst2"]
-    return RowReader(path, task, task.train, keep_short=True)
+    return RowReader(path, task, task.train)
 
 
 def test_blocks_end_at_so_many_rows_or_characters(
@@ -31,7 +31,7 @@ def test_blocks_end_at_so_many_rows_or_characters(
     blocks = list(read_blocks(reader))
     # Rows 0 1 and the short one and 2; rows 3 and the long 4; rows 5 to 8.
     assert [(block.first, len(block.rows)) for block in blocks] == [(0, 3), (3, 2), (5, 4)]
-    assert [[line for line, _ in block.short] for block in blocks] == [[4], [], []]
+    assert [[line for line, _ in block.left_out] for block in blocks] == [[4], [], []]
     assert [len(block.rows) for block in read_blocks(reader)] == [3, 2, 4]
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from transformer.files import UserError
-from transformer.tasks.files import LabelReader, RowReader, find_file, require_file, with_labels
+from transformer.tasks.files import (
+    SHORT,
+    LabelReader,
+    RowReader,
+    find_file,
+    require_file,
+    with_labels,
+)
 from transformer.tasks.table import Source, Task
 
 TASK = Task("mine", ("text",), "label", Source("train"), (Source("dev"),), (), labels=("no", "yes"))
@@ -56,18 +63,20 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
 def test_short_rows_are_counted_and_left_out(tmp_path: Path) -> None:
     content = b"id\ttext\tlabel\n1\ta\tyes\n2\tb\n3\n4\tc\tno\n"
     reader, rows = read(tmp_path / "a.tsv", content)
-    assert ([cells[0] for cells in rows], reader.short_rows) == (["1", "4"], 2)
-    assert len(list(reader)) == 2 and reader.short_rows == 2  # a second reading counts anew
+    assert [cells[0] for cells in rows] == ["1", "4"]
+    assert reader.left_out == {SHORT: (2, 3)}  # two rows, line 3 first
+    assert len(list(reader)) == 2 and reader.left_out[SHORT].rows == 2  # a second reading
 
 
 def test_short_rows_of_a_test_set_are_filled(tmp_path: Path) -> None:
     """A file for the leaderboard needs a prediction for every row."""
     reader, rows = read(
-        tmp_path / "a.tsv", b"id\ttext\n1\ta\n2\n\n", need_label=False, keep_short=True
+        tmp_path / "a.tsv", b"id\ttext\n1\ta\n2\n\n", need_label=False, keep_all=True
     )
-    assert ([reader.texts(cells) for cells in rows], reader.short_rows) == ([("a",), ("",)], 1)
+    assert [reader.texts(cells) for cells in rows] == [("a",), ("",)]
+    assert reader.left_out[SHORT].rows == 1
     reader, rows = read(
-        tmp_path / "b.jsonl", b'{"text": "a"}\n{}\n', need_label=False, keep_short=True
+        tmp_path / "b.jsonl", b'{"text": "a"}\n{}\n', need_label=False, keep_all=True
     )
     assert [reader.texts(cells) for cells in rows] == [("a",), ("",)]
 
@@ -77,9 +86,13 @@ def test_short_rows_of_a_test_set_are_filled(tmp_path: Path) -> None:
     [
         ("a.tsv", b"", "empty"),
         ("a.xlsx", b"x", "unknown kind"),
-        ("a.tsv", b"a\tb\n1\t2\n", "no column 'text'.*the file has a, b"),
+        ("a.tsv", b"a\tb\n1\t2\n", "no column 'text'.*the file has 'a', 'b'"),
         ("a.tsv", b"text\tlabel\n\xff\tyes\n", "not UTF-8"),
-        ("a.jsonl", b'{"text": "a", "label": 1}\n[1]\n', "line 2.*one JSON object"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "label": 1}\n[1]\n',
+            "line 2: no JSON object .a list.; one object",
+        ),
         ("a.jsonl", b"{oops\n", "line 1: no JSON"),
     ],
 )

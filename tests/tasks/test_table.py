@@ -120,7 +120,7 @@ def test_official_files_are_read(name: str, tmp_path: Path) -> None:
     number = LabelReader.of(task)(label, reader.path, 1)
     assert number == (3.75 if task.regression else task.labels.index(label))
     test_path = write(tmp_path / "test.tsv", test_header, test_row)
-    reader = RowReader(test_path, task, task.test[0], need_label=False, keep_short=True)
+    reader = RowReader(test_path, task, task.test[0], need_label=False, keep_all=True)
     assert [reader.texts(r.cells) for r in reader] == [texts]
     assert reader.index_key == 0
 
@@ -234,4 +234,4 @@ def test_real_glue_files_have_no_surprises() -> None:
         reader = RowReader(DATA / "glue" / name / "train.tsv", task, task.train)
         read = LabelReader.of(task)
         labels = [read(reader.label(row.cells), reader.path, row.line) for row in reader]
-        assert (len(labels), reader.short_rows) == (count, 0)
+        assert (len(labels), reader.left_out) == (count, {})

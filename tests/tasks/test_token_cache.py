@@ -104,14 +104,16 @@ def test_workers_give_the_same_store(
     words = ["good", "bad", "plot", "unknownword", "x"]
 
     def text() -> str:
-        return " ".join(rng.choices(words, k=rng.randint(0, 6)))
+        return " ".join(rng.choices(words, k=rng.randint(1, 6)))
 
     rows = [f"{text()}\t{text()}\t{rng.choice(['no', 'yes'])}" for _ in range(60)]
     path = write(tmp_path / "train.tsv", *rows, "short row")
     alone = cache.open(path, PAIRS, PAIRS.train)
     parallel = TokenCache(tmp_path / "other", cache.tokenizer, max_seq_length=9, workers=2)
     together = parallel.open(path, PAIRS, PAIRS.train)
-    assert len(together) == 60 and together.meta["short_rows"] == 1
+    assert len(together) == 60 and together.meta["reading"].startswith(
+        "60 of 61 rows used; left out: 1 with"
+    )
     for column in ("ids", "offsets", "first_length", "labels"):
         assert np.array_equal(getattr(alone, column), getattr(together, column))
 
@@ -121,6 +123,6 @@ def test_mistakes_leave_no_store(cache: TokenCache, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="line 3: label 'maybe'"):
         cache.open(path, PAIRS, PAIRS.train)
     write(path, "a\tb")
-    with pytest.raises(UserError, match="no rows to use"):
+    with pytest.raises(UserError, match="0 of 1 rows used; left out: 1 with too few cells"):
         cache.open(path, PAIRS, PAIRS.train)
     assert [p for p in cache.directory.iterdir() if p.is_dir()] == []

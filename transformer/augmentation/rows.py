@@ -15,7 +15,7 @@ from typing import Any
 from transformer.augmentation.algorithm import Augmenter
 from transformer.augmentation.glove import WordVectors
 from transformer.files import atomic_write
-from transformer.tasks.files import Cells, RowReader
+from transformer.tasks.files import BLANK, Cells, RowReader
 
 # A block is what is batched, shared out to processes and resumed by. Its limits depend on the
 # rows alone, so that the output does not depend on who made it.
@@ -28,58 +28,59 @@ COLUMN_WIDTH = 56  # of the table of examples
 
 @dataclass
 class Block:
-    """Some rows, the number of the first, and rows that are too short with their lines."""
+    """Some rows, the number of the first, and rows that cannot be used with their lines."""
 
     first: int
     rows: list[Cells] = field(default_factory=list)
-    short: list[tuple[int, Cells]] = field(default_factory=list)
+    left_out: list[tuple[int, Cells]] = field(default_factory=list)
 
 
 def read_blocks(reader: RowReader) -> Iterator[Block]:
     """Yield the file in blocks; nothing else of it is in memory.
 
     Args:
-        reader: made with `keep_short`.
+        reader: of the task's training file.
     """
-    block, characters, short_rows = Block(0), 0, 0
-    for row in reader:
-        if reader.short_rows > short_rows:
-            short_rows = reader.short_rows
-            block.short.append((row.line, row.cells))
+    block, characters = Block(0), 0
+    for row in reader.every_row():
+        if row.problem == BLANK:
+            continue
+        if row.problem:
+            block.left_out.append((row.line, row.cells))
         else:
             block.rows.append(row.cells)
             characters += sum(map(len, reader.texts(row.cells)))
-        if len(block.rows) + len(block.short) == BLOCK_ROWS or characters >= BLOCK_CHARACTERS:
+        if len(block.rows) + len(block.left_out) == BLOCK_ROWS or characters >= BLOCK_CHARACTERS:
             yield block
             block, characters = Block(block.first + len(block.rows)), 0
-    if block.rows or block.short:
+    if block.rows or block.left_out:
         yield block
 
 
 @dataclass
 class Survey:
-    """What a file holds: rows of each block, short rows, and words to look up neighbours for."""
+    """What a file holds: rows of each block, rows left out, and words to look up neighbours for."""
 
     blocks: list[int]
-    short_rows: int
+    rows_left_out: int
     words: set[str]
 
 
 def survey_rows(
     reader: RowReader, augmenter: Augmenter, vectors: WordVectors | None, report: Path
 ) -> Survey:
-    """Read a file once; copy rows that are too short, each after its line number, to `report`."""
+    """Read a file once; copy rows that cannot be used, each after its line number, to `report`."""
     survey = Survey([], 0, set())
     with atomic_write(report) as file:
         for block in read_blocks(reader):
             survey.blocks.append(len(block.rows))
-            survey.short_rows += len(block.short)
-            file.writelines(f"{line}\t{reader.format_row(cells)}" for line, cells in block.short)
+            survey.rows_left_out += len(block.left_out)
+            file.writelines(f"{line}\t{reader.format_row(cells)}" for line, cells in block.left_out)
             if vectors is not None:
                 texts = (text for cells in block.rows for text in reader.texts(cells))
                 words = augmenter.words_for_vectors(map(augmenter.find_words, texts))
                 survey.words |= {entry for entry in map(vectors.find, words) if entry}
-    if not survey.short_rows:
+    if not survey.rows_left_out:
         report.unlink()
     return survey
 

@@ -87,7 +87,7 @@ def _plan(args: argparse.Namespace, task: Task, runtime: Runtime) -> Delivery:
         names = [name for _, name in sorted(config.id2label.items())]
         if find_file(args.data_dir, task.train) is None:
             task = replace(task, labels=tuple(names))
-    task = with_labels(task, args.data_dir)
+    task = with_labels(task, args.data_dir, args.errors)
     tokenizer = read_tokenizer(args, model_dir, teacher_dir)
     model = load_classifier(model_dir, task, "the model", need_classifier=True)
     model.to(runtime.device).eval()
@@ -126,7 +126,7 @@ def _predict_file(delivery: Delivery, path: Path, source: Source) -> None:
     logits = predict_logits(delivery.model, dataset, args.eval_batch_size, delivery.runtime)
     if not delivery.runtime.is_main:
         return
-    reader = RowReader(path, task, source, need_label=False, keep_short=True)
+    reader = RowReader(*(path, task, source), need_label=False, keep_all=True, errors=args.errors)
     indices = [
         str(number) if reader.index_key is None else row.cells[reader.index_key]
         for number, row in enumerate(reader)

@@ -77,7 +77,11 @@ def token_cache(args: argparse.Namespace, tokenizer: BertTokenizer, runtime: Run
         place = args.data_dir if os.access(args.data_dir, os.W_OK) else args.output_dir.parent
         directory = place / ".cache"
     workers = args.num_workers or default_workers()
-    return TokenCache(directory, tokenizer, args.max_seq_length, workers, runtime.is_main)
+    return TokenCache(
+        *(directory, tokenizer, args.max_seq_length, workers, runtime.is_main),
+        errors=args.errors,
+        allow_short=args.allow_short,
+    )
 
 
 def open_dev_sets(data_dir: Path, task: Task, cache: TokenCache) -> list[DevSet]:
@@ -109,7 +113,7 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
         UserError: they do not fit.
     """
     args = with_defaults(args, task)
-    task = with_labels(task, args.data_dir)
+    task = with_labels(task, args.data_dir, args.errors)
     student_dir = cached_path(args.student_model, args.cache_dir)
     teacher_dir = None
     if args.teacher_model is not None and (needs_teacher(args) or args.init_from_teacher):

@@ -267,6 +267,17 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the files' first line is a row, not a header",
     )
+    add(
+        "--errors",
+        choices=["strict", "replace", "skip"],
+        default="strict",
+        help="bytes not in UTF-8: stop and name the line, put U+FFFD in their place, or drop them",
+    )
+    add(
+        "--allow_short",
+        action="store_true",
+        help="go on although more than a fifth of a file's rows cannot be used",
+    )
 
 
 def resolve_task(args: argparse.Namespace) -> Task:

@@ -27,14 +27,14 @@ import numpy as np
 from transformer.files import UserError, file_lock
 from transformer.runtime.parallel import ordered_map
 from transformer.runtime.progress import Progress
-from transformer.tasks.files import LabelReader, RowReader
+from transformer.tasks.files import BLANK, LabelReader, RowReader
 from transformer.tasks.table import Source, Task
 from transformer.tokenization import BertTokenizer
 from transformer.training.packed import PackedDataset, PackedWriter
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 1  # of what a store holds; a change makes every file be tokenised again
+CACHE_VERSION = 2  # of what a store holds; a change makes every file be tokenised again
 
 CHUNK_ROWS = 2048
 
@@ -114,6 +114,8 @@ class TokenCache:
         directory: of the stores, made when needed.
         max_seq_length: limit in tokens, special ones included.
         workers: processes that tokenise.
+        errors: what to do with bytes that are not UTF-8, as in `RowReader`.
+        allow_short: go on where a large share of the rows cannot be used.
     """
 
     directory: Path
@@ -121,6 +123,8 @@ class TokenCache:
     max_seq_length: int
     workers: int = 1
     speak: bool = True
+    errors: str = "strict"
+    allow_short: bool = False
 
     def open(
         self,
@@ -135,16 +139,20 @@ class TokenCache:
         """Return the tokenised rows of a file, from the cache if they are there.
 
         Args:
-            labelled: read labels; without them (a test set) short rows are filled, not left out.
+            labelled: read labels; without them (a test set) every row is kept, filled where needed.
             is_augmented: give each row a flag, 1 where it is augmented: `originals` lacks it.
 
         Raises:
             UserError: what `RowReader` and `LabelReader` raise, or no row at all.
         """
-        reader = RowReader(path, task, source, need_label=labelled, keep_short=not labelled)
+        reader = RowReader(
+            *(path, task, source), need_label=labelled, keep_all=not labelled, errors=self.errors
+        )
         known = None
         if is_augmented:
-            known = _row_hashes(RowReader(originals, task, task.train)) if originals else set()
+            known = set()
+            if originals is not None:
+                known = _row_hashes(RowReader(originals, task, task.train, errors=self.errors))
         key = self._key(reader, task, known)
         store = self.directory / f"{_file_name(task.name)}-{path.stem}-{key}"
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -152,7 +160,7 @@ class TokenCache:
             if not (store / "meta.json").is_file():
                 self._write(store, reader, task, known)
         dataset = PackedDataset.open(store)
-        _report(path, dataset)
+        _report(path, task, dataset)
         return dataset
 
     def _key(self, reader: RowReader, task: Task, known: set[int] | None) -> str:
@@ -162,10 +170,11 @@ class TokenCache:
             _digest(reader.path),
             known is not None and sorted(known),
             hashlib.sha256(json.dumps(self.tokenizer.vocab).encode()).hexdigest(),
-            self.tokenizer.do_lower_case,
+            self.tokenizer.settings,
             self.max_seq_length,
             task.labels,
-            (reader.text_keys, reader.label_key, reader.has_header, reader.keep_short),
+            (reader.text_keys, reader.label_key, reader.has_header, reader.keep_all),
+            (reader.delimiter, self.errors, self.allow_short),
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -190,13 +199,13 @@ class TokenCache:
                     )
                     truncated += packed.truncated
                     progress.update(len(chunk.texts))
+            reading = reader.check_left_out(self.allow_short)
             if writer.examples == 0:
-                short = f" ({reader.short_rows} lack a column)" if reader.short_rows else ""
-                raise UserError(f"{reader.path}: no rows to use{short}")
+                raise UserError(f"{reader.path}: no rows to use: {reading}")
             writer.meta |= {
                 "content": store.name,
                 "max_seq_length": self.max_seq_length,
-                "short_rows": reader.short_rows,
+                "reading": reading if labelled else _filled(reader),
                 "truncated": truncated,
             }
             writer.close()
@@ -259,17 +268,24 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]", "_", name)
 
 
-def _report(path: Path, dataset: PackedDataset) -> None:
-    meta, limit = dataset.meta, dataset.meta["max_seq_length"]
-    odd = []
-    if meta["short_rows"]:
-        filled = "filled" if dataset.labels is None else "left out"
-        odd.append(f"{meta['short_rows']:,} rows lack a column and were {filled}")
+def _report(path: Path, task: Task, dataset: PackedDataset) -> None:
+    """Close the reading of a file: what was used, what was left out and why, class counts."""
+    meta = dataset.meta
+    notes = [meta["reading"], f"{dataset.tokens / len(dataset):.1f} tokens on average"]
     if meta["truncated"]:
-        odd.append(f"{meta['truncated']:,} cut to {limit} tokens")
-    mean = dataset.tokens / len(dataset)
-    notes = "; ".join(["", *odd])
-    logger.info("%s: %s rows, %.1f tokens on average%s", path, f"{len(dataset):,}", mean, notes)
+        notes.append(f"{meta['truncated']:,} cut to {meta['max_seq_length']} tokens")
+    if task.labels and dataset.labels is not None:
+        counts = np.bincount(dataset.labels[:].astype(np.int64), minlength=len(task.labels))
+        listed = [f"{label} {count:,}" for label, count in zip(task.labels, counts, strict=True)]
+        notes.append("classes: " + ", ".join(listed[:20]) + (", ..." if listed[20:] else ""))
+    logger.info("%s: %s", path, "; ".join(notes))
+
+
+def _filled(reader: RowReader) -> str:
+    """Say what was done with the rows of a set to predict, of which none is left out."""
+    odd = sum(held.rows for reason, held in reader.left_out.items() if reason != BLANK)
+    filled = f"; {odd:,} lack a cell or have too many and are predicted all the same" if odd else ""
+    return f"{reader.rows_read:,} rows{filled}"
 
 
 def default_workers() -> int:
