@@ -6,15 +6,13 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import rankdata
 
 from transformer.tasks.table import Task
 
 Results = dict[str, float]
 
-LOWER_IS_BETTER = ("mse", "eval_loss")
-
-# ---------------------------------------------------------------------------------- the metrics
+# scikit-learn and scipy are imported where a metric is computed: loading them takes about a second,
+# which neither --help nor a run that measures nothing should wait for.
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -22,61 +20,71 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(predictions == labels))
 
 
-def f1_scores(predictions: np.ndarray, labels: np.ndarray, num_labels: int) -> np.ndarray:
-    """Return the F1 of every class, (C,); NaN for a class that neither array holds."""
-    right = np.bincount(labels[predictions == labels], minlength=num_labels)
-    total = np.bincount(labels, minlength=num_labels) + np.bincount(
-        predictions, minlength=num_labels
-    )
-    return np.divide(2 * right, total, out=np.full(num_labels, np.nan), where=total > 0)
+def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the F1 of label 1; 0 if it is neither predicted nor present."""
+    from sklearn.metrics import f1_score
+
+    scores = f1_score(labels, predictions, labels=[1], average=None, zero_division=0)
+    return float(scores[0])
 
 
-def matthews(predictions: np.ndarray, labels: np.ndarray, num_labels: int) -> float:
-    """Return the Matthews correlation (for C classes, R_K); 0 where either array is constant."""
-    true = np.bincount(labels, minlength=num_labels).astype(float)
-    guessed = np.bincount(predictions, minlength=num_labels).astype(float)
-    count, right = float(len(labels)), float(np.sum(predictions == labels))
-    spread = math.sqrt((count**2 - guessed @ guessed) * (count**2 - true @ true))
-    return (right * count - true @ guessed) / spread if spread else 0.0
+def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean F1 of the labels that are predicted or present."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0))
+
+
+def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the Matthews correlation (for C labels, R_K); 0 where either array is constant."""
+    from sklearn.metrics import matthews_corrcoef
+
+    constant = len(np.unique(predictions)) < 2 or len(np.unique(labels)) < 2
+    return 0.0 if constant else float(matthews_corrcoef(labels, predictions))
+
+
+def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return a correlation of scipy.stats; NaN where either array is constant, or of one row."""
+    from scipy import stats
+
+    x, y = predictions.astype(float), labels.astype(float)
+    constant = len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0
+    return math.nan if constant else float(getattr(stats, name)(x, y)[0])
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Return Pearson's correlation; NaN where either array is constant."""
-    x = predictions.astype(float) - predictions.mean(dtype=float)
-    y = labels.astype(float) - labels.mean(dtype=float)
-    spread = math.sqrt((x @ x) * (y @ y))
-    return float(x @ y) / spread if spread else math.nan
+    return _correlation("pearsonr", predictions, labels)
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Return Spearman's rank correlation, ties sharing their mean rank."""
-    return pearson(rankdata(predictions), rankdata(labels))
+    """Return Spearman's rank correlation, ties sharing their mean rank; NaN as for Pearson's."""
+    return _correlation("spearmanr", predictions, labels)
 
 
-def _classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], float]]:
-    num_labels = logits.shape[1]
-    predictions, truth = logits.argmax(1), labels.astype(np.int64)
-
-    def positive_f1() -> float:
-        return float(np.nan_to_num(f1_scores(predictions, truth, num_labels)[1]))
-
-    return {
-        "acc": lambda: accuracy(predictions, truth),
-        "f1": positive_f1,
-        "acc_and_f1": lambda: (accuracy(predictions, truth) + positive_f1()) / 2,
-        "macro_f1": lambda: float(np.nanmean(f1_scores(predictions, truth, num_labels))),
-        "mcc": lambda: matthews(predictions, truth, num_labels),
-    }
+def mean_squared_error(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean squared difference of the predicted numbers from the labels."""
+    return float(np.mean((predictions.astype(float) - labels) ** 2))
 
 
-def _regression(logits: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], float]]:
-    scores = logits[:, 0]
-    return {
-        "pearson": lambda: pearson(scores, labels),
-        "spearmanr": lambda: spearman(scores, labels),
-        "corr": lambda: (pearson(scores, labels) + spearman(scores, labels)) / 2,
-        "mse": lambda: float(np.mean((scores.astype(float) - labels) ** 2)),
-    }
+def _mean(*metrics: Callable[..., float]) -> Callable[..., float]:
+    """Return the metric that is the mean of these."""
+    return lambda *arrays: sum(metric(*arrays) for metric in metrics) / len(metrics)
+
+
+# Each function takes predictions (N,) and labels (N,): label numbers, for a regression floats. The
+# second entry says whether a higher value is the better one.
+METRICS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], bool]] = {
+    "acc": (accuracy, True),
+    "f1": (f1, True),
+    "acc_and_f1": (_mean(accuracy, f1), True),
+    "macro_f1": (macro_f1, True),
+    "mcc": (matthews, True),
+    "pearson": (pearson, True),
+    "spearmanr": (spearman, True),
+    "corr": (_mean(pearson, spearman), True),
+    "mse": (mean_squared_error, False),
+}
 
 
 def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> Results:
@@ -84,27 +92,31 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> Resul
 
     F1 is that of the task's second label, `corr` the mean of Pearson and Spearman.
     """
-    available = (_regression if task.regression else _classification)(logits, labels)
-    return {name: available[name]() for name in task.metrics}
+    if task.regression:
+        predictions, truth = logits[:, 0], labels
+    else:
+        predictions, truth = logits.argmax(1), labels.astype(np.int64)
+    return {name: METRICS[name][0](predictions, truth) for name in task.metrics}
 
 
 def gold_loss(task: Task, logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean loss against the gold labels: cross-entropy, or squared error."""
     if task.regression:
-        return float(np.mean((logits[:, 0].astype(float) - labels) ** 2))
+        return mean_squared_error(logits[:, 0], labels)
     shifted = logits.astype(float) - logits.max(1, keepdims=True)
     log_probs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     return float(-log_probs[np.arange(len(labels)), labels.astype(np.int64)].mean())
 
 
 def is_better(score: float, best: float, metric: str) -> bool:
-    """Say whether `score` beats `best`. NaN beats nothing, and losses are better when lower."""
-    return score < best if metric in LOWER_IS_BETTER else score > best
+    """Say whether `score` beats `best` in a metric of METRICS; NaN beats nothing."""
+    higher_is_better = METRICS[metric][1]
+    return score > best if higher_is_better else score < best
 
 
 def worst_score(metric: str) -> float:
     """Return the score that any number beats."""
-    return math.inf if metric in LOWER_IS_BETTER else -math.inf
+    return -math.inf if METRICS[metric][1] else math.inf
 
 
 def chance_score(task: Task, labels: np.ndarray) -> float:
