@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,9 +45,15 @@ POSITIVE_SIZES = (
 class BertConfig:
     """Hold the sizes of a BERT and what its head needs; the keys are those of config.json.
 
+    Other architectures are subclasses with defaults and keys of their own (`architectures/`).
+
     Raises:
         UserError: a value that no BERT can have, with the key and what is allowed.
     """
+
+    model_type: ClassVar[str] = "bert"
+    # What this architecture's config.json calls a key of ours.
+    key_names: ClassVar[dict[str, str]] = {}
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -62,6 +68,7 @@ class BertConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
+    classifier_dropout: float | None = None  # before the classifier; None: hidden_dropout_prob
     classifier_relu: bool = False  # the classifier reads ReLU(pooled), as TinyBERT's authors had it
     fit_size: int = 0  # width of the teacher that hidden states are projected to; 0: no projection
     fit_per_layer: bool = False  # fit_denses.N (second release) instead of one fit_dense (first)
@@ -91,6 +98,7 @@ class BertConfig:
             ("layer_norm_eps", math.inf),
             ("pad_token_id", self.vocab_size),
             ("fit_size", math.inf),
+            *([] if self.classifier_dropout is None else [("classifier_dropout", 1)]),
         ):
             value = getattr(self, key)
             if not isinstance(value, int | float) or not 0 <= value < limit:
@@ -105,6 +113,11 @@ class BertConfig:
                 )
 
     @property
+    def embedding_width(self) -> int:
+        """Return the width of the embedding tables."""
+        return self.hidden_size
+
+    @property
     def num_labels(self) -> int:
         """Return the number of outputs of the classifier: 2 where no labels are named."""
         if self.id2label is not None:
@@ -112,10 +125,16 @@ class BertConfig:
         return 1 if self.problem_type == "regression" else 2
 
     @classmethod
+    def with_our_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the object in a config.json with our names for its keys."""
+        ours = {theirs: key for key, theirs in cls.key_names.items()}
+        return {ours.get(key, key): value for key, value in values.items()}
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BertConfig:
         """Build a configuration from the object in a config.json; unknown keys go to `extra`."""
         known = {f.name for f in fields(cls)} - {"extra"}
-        values = dict(values)
+        values = cls.with_our_keys(values)
         label2id = values.pop("label2id", None)
         if values.get("id2label") is None and label2id:
             values["id2label"] = {label_id: name for name, label_id in label2id.items()}
@@ -135,4 +154,5 @@ class BertConfig:
         merged = {**values.pop("extra"), **values}
         if self.id2label is not None:
             merged["label2id"] = {name: label_id for label_id, name in self.id2label.items()}
-        return {key: value for key, value in merged.items() if value is not None}
+        names = self.key_names
+        return {names.get(key, key): value for key, value in merged.items() if value is not None}

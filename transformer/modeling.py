@@ -63,7 +63,7 @@ def _linear(config: BertConfig, width_in: int, width_out: int) -> nn.Linear:
 
 
 def _embedding(config: BertConfig, rows: int) -> nn.Embedding:
-    embedding = nn.Embedding(rows, config.hidden_size)
+    embedding = nn.Embedding(rows, config.embedding_width)
     nn.init.normal_(embedding.weight, std=config.initializer_range)
     return embedding
 
@@ -78,22 +78,35 @@ class BertEmbeddings(nn.Module):
         nn.init.zeros_(self.word_embeddings.weight[config.pad_token_id])
         self.position_embeddings = _embedding(config, config.max_position_embeddings)
         self.token_type_embeddings = _embedding(config, config.type_vocab_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.LayerNorm = nn.LayerNorm(config.embedding_width, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:  # (B, T, D)
+        places = self.positions(input_ids) + self.segments(token_type_ids)
+        return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + places))
+
+    def positions(self, input_ids: Tensor) -> Tensor:
+        """Return the position embeddings (T, D) of `input_ids` (B, T)."""
         length, limit = input_ids.shape[1], self.position_embeddings.num_embeddings
         if length > limit:
             raise UserError(
                 f"sequences of {length} tokens are longer than the {limit} positions of the model; "
                 "lower the maximum sequence length"
             )
+        return self.position_embeddings.weight[:length]
+
+    def segments(self, token_type_ids: Tensor | None) -> Tensor:
+        """Return the segment embeddings (B, T, D); None means all of segment 0 (D,)."""
         if token_type_ids is None:
-            segments = self.token_type_embeddings.weight[0]
-        else:
-            segments = self.token_type_embeddings(token_type_ids)
-        places = self.position_embeddings.weight[:length] + segments
-        return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + places))
+            return self.token_type_embeddings.weight[0]
+        return self.token_type_embeddings(token_type_ids)
+
+
+def take_tokens(hidden: Tensor, tokens: Tensor | None) -> Tensor:
+    """Return the states (B, Q, D) of `tokens` (B, Q) in `hidden` (B, T, D); None: all of it."""
+    if tokens is None:
+        return hidden
+    return hidden.gather(1, tokens[:, :, None].expand(-1, -1, hidden.shape[2]))
 
 
 class BertSelfAttention(nn.Module):
@@ -108,22 +121,27 @@ class BertSelfAttention(nn.Module):
         self.value = _linear(config, config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden: Tensor, mask: Tensor | None, want_scores: bool, chosen: Tensor | None = None
+        self, hidden: Tensor, mask: Tensor | None, want_scores: bool, tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor, Tensor]]:
         """Return the context (B, T, D), the raw scores if wanted, and (query, key, value).
 
         Args:
-            chosen: (B, Q, D), the tokens to attend from; None: all of `hidden`.
+            tokens: (B, Q), the tokens to attend from; None: all of `hidden`.
         """
-        query = self.query(hidden if chosen is None else chosen)
+        query = self.query(take_tokens(hidden, tokens))
         qkv = query, self.key(hidden), self.value(hidden)
         heads = [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in qkv]  # (B, H, T, K)
+        context, scores = self.attend(heads, mask, want_scores, tokens)
+        return context.transpose(1, 2).flatten(2), scores, qkv
+
+    def attend(
+        self, heads: list[Tensor], mask: Tensor | None, want_scores: bool, tokens: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the context (B, H, T, K) of query, key and value, and the scores if wanted."""
         dropout_prob = self.dropout_prob if self.training else 0.0
         if want_scores:
-            context, scores = attention_with_scores(*heads, mask, dropout_prob)
-        else:
-            context, scores = attention(*heads, mask, dropout_prob), None
-        return context.transpose(1, 2).flatten(2), scores, qkv
+            return attention_with_scores(*heads, mask, dropout_prob)
+        return attention(*heads, mask, dropout_prob), None
 
 
 class BertResidual(nn.Module):
@@ -142,9 +160,9 @@ class BertResidual(nn.Module):
 class BertAttention(nn.Module):
     """Hold the attention half of a layer under its published names."""
 
-    def __init__(self, config: BertConfig):
+    def __init__(self, config: BertConfig, self_attention: type[BertSelfAttention]):
         super().__init__()
-        self.self = BertSelfAttention(config)
+        self.self = self_attention(config)
         self.output = BertResidual(config, config.hidden_size)
 
 
@@ -163,22 +181,24 @@ class BertTransform(nn.Module):
 class BertLayer(nn.Module):
     """One Transformer layer."""
 
-    def __init__(self, config: BertConfig):
+    def __init__(
+        self, config: BertConfig, self_attention: type[BertSelfAttention] = BertSelfAttention
+    ):
         super().__init__()
-        self.attention = BertAttention(config)
+        self.attention = BertAttention(config, self_attention)
         self.intermediate = BertTransform(config, config.intermediate_size)
         self.output = BertResidual(config, config.intermediate_size)
 
     def forward(
-        self, hidden: Tensor, mask: Tensor | None, want_scores: bool, chosen: Tensor | None = None
+        self, hidden: Tensor, mask: Tensor | None, want_scores: bool, tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor, Tensor]]:
         """Return the new hidden states (B, T, D), and scores and qkv as the attention does.
 
         Args:
-            chosen: (B, Q, D), the tokens whose new states are wanted: the result is (B, Q, D).
+            tokens: (B, Q), the tokens whose new states are wanted: the result is (B, Q, D).
         """
-        context, scores, qkv = self.attention.self(hidden, mask, want_scores, chosen)
-        hidden = self.attention.output(context, hidden if chosen is None else chosen)
+        context, scores, qkv = self.attention.self(hidden, mask, want_scores, tokens)
+        hidden = self.attention.output(context, take_tokens(hidden, tokens))
         return self.output(self.intermediate(hidden), hidden), scores, qkv
 
 
@@ -242,13 +262,20 @@ def _contains(layers: Collection[int], number: int) -> bool:
 
 
 class BertModel(BertPreTrainedModel):
-    """The encoder, with or without pooler."""
+    """The encoder, with or without pooler.
+
+    Other architectures are subclasses with parts of their own (`architectures/`).
+    """
+
+    embeddings_class: type[nn.Module] = BertEmbeddings
+    encoder_class: type[nn.Module] = BertEncoder
+    pooler_class: type[nn.Module] = BertPooler
 
     def __init__(self, config: BertConfig, add_pooler: bool = True):
         super().__init__(config)
-        self.embeddings = BertEmbeddings(config)
-        self.encoder = BertEncoder(config)
-        self.pooler = BertPooler(config) if add_pooler else None
+        self.embeddings = self.embeddings_class(config)
+        self.encoder = self.encoder_class(config)
+        self.pooler = self.pooler_class(config) if add_pooler else None
 
     def forward(
         self,
@@ -283,11 +310,9 @@ class BertModel(BertPreTrainedModel):
         for number, layer in enumerate(self.encoder.layer, start=1):
             if num_layers is not None and number > num_layers:
                 break
-            chosen = None
-            if last_tokens is not None and number == self.config.num_hidden_layers:
-                chosen = hidden.gather(1, last_tokens[:, :, None].expand(-1, -1, hidden.shape[2]))
+            tokens = last_tokens if number == self.config.num_hidden_layers else None
             want_scores = _contains(score_layers, number)
-            hidden, scores, layer_qkv = layer(hidden, mask, want_scores, chosen)
+            hidden, scores, layer_qkv = layer(hidden, mask, want_scores, tokens)
             hidden_states.append(hidden)
             if scores is not None:
                 attention_scores[number] = scores
@@ -297,12 +322,19 @@ class BertModel(BertPreTrainedModel):
         return BertOutput(None, attention_scores, tuple(hidden_states), pooled, {}, qkv)
 
 
+def build_encoder(config: BertConfig, add_pooler: bool = True) -> BertModel:
+    """Build the encoder of the architecture that `config` is of, with random weights."""
+    from transformer.architectures.table import ARCHITECTURES  # its encoders extend BertModel
+
+    return ARCHITECTURES[config.model_type].encoder(config, add_pooler)
+
+
 class BertPredictionTransform(BertTransform):
-    """Prepare hidden states for the vocabulary."""
+    """Prepare hidden states for the vocabulary: as wide as the word embeddings."""
 
     def __init__(self, config: BertConfig):
-        super().__init__(config, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        super().__init__(config, config.embedding_width)
+        self.LayerNorm = nn.LayerNorm(config.embedding_width, eps=config.layer_norm_eps)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.LayerNorm(super().forward(hidden))
@@ -314,7 +346,9 @@ class BertPredictions(nn.Module):
     def __init__(self, config: BertConfig, word_embeddings: nn.Embedding):
         super().__init__()
         self.transform = BertPredictionTransform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device="meta")
+        self.decoder = nn.Linear(
+            config.embedding_width, config.vocab_size, bias=False, device="meta"
+        )
         self.decoder.weight = word_embeddings.weight
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
@@ -337,7 +371,7 @@ class BertForMaskedLM(BertPreTrainedModel):
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
-        self.bert = BertModel(config, add_pooler=False)
+        self.bert = build_encoder(config, add_pooler=False)
         self.cls = BertHeads(config, self.bert.embeddings.word_embeddings, next_sentence=False)
 
     def forward(
@@ -358,7 +392,7 @@ class BertForPreTraining(BertPreTrainedModel):
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
-        self.bert = BertModel(config)
+        self.bert = build_encoder(config)
         self.cls = BertHeads(config, self.bert.embeddings.word_embeddings, next_sentence=True)
 
     def forward(
@@ -386,7 +420,7 @@ class TinyBertForPreTraining(BertPreTrainedModel):
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
-        self.bert = BertModel(config, add_pooler=self.add_pooler)
+        self.bert = build_encoder(config, add_pooler=self.add_pooler)
         if config.fit_size and config.fit_per_layer:
             self.fit_denses = nn.ModuleList(
                 _linear(config, config.hidden_size, config.fit_size)
@@ -425,7 +459,8 @@ class TinyBertForSequenceClassification(TinyBertForPreTraining):
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        own_dropout = config.classifier_dropout
+        self.dropout = Dropout(config.hidden_dropout_prob if own_dropout is None else own_dropout)
         self.classifier = _linear(config, config.hidden_size, config.num_labels)
 
     def forward(
