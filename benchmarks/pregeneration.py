@@ -29,6 +29,7 @@ from transformer.corpus.blocks import Corpus
 from transformer.corpus.instances import InstanceSampler, InstanceSettings, TokenTable, format_line
 from transformer.corpus.token_store import StoreState, TokenStore, TokenStoreWriter
 from transformer.corpus.tokens import BlockTokenizer, token_dtype
+from transformer.runtime.parallel import usable_cores
 from transformer.tokenization import BertTokenizer
 
 WIKIPEDIA_WORDS = 2.5e9
@@ -202,7 +203,7 @@ def compare(args: argparse.Namespace, directory: Path) -> dict[int, Measured]:
         )
     header = ["", "seconds", "times as fast", *(f"{stage}, tokens/s" for stage in STAGES)]
     name = Path(args.corpus).name
-    print(f"{args.epochs} epochs of {name}, {os.cpu_count()} cores, best of {args.repeats}\n")
+    print(f"{args.epochs} epochs of {name}, {usable_cores()} cores, best of {args.repeats}\n")
     print_rows([*header, "MiB, main process", "MiB, a worker"], rows)
     return ours
 

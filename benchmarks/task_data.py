@@ -25,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from transformer.runtime.parallel import usable_cores  # noqa: E402
 from transformer.tasks.files import (
     RowReader,  # noqa: E402
     require_file,  # noqa: E402
@@ -38,7 +39,6 @@ from transformer.tasks.table import (
 from transformer.tasks.token_cache import (
     TokenCache,  # noqa: E402
     build_input,  # noqa: E402
-    default_workers,  # noqa: E402
 )
 from transformer.tokenization import BertTokenizer  # noqa: E402
 
@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vocab", type=Path, required=True, help="directory with vocab.txt")
     parser.add_argument("--rows", type=int, nargs="+", default=[10000, 100000, 1000000])
     parser.add_argument("--max_seq_length", type=int, default=128)
-    parser.add_argument("--num_workers", type=int, default=default_workers())
+    parser.add_argument("--num_workers", type=int, default=usable_cores())
     parser.add_argument("--measure", choices=("packed", "plain"), help=argparse.SUPPRESS)
     parser.add_argument("--work_dir", type=Path, help=argparse.SUPPRESS)
     add_task_arguments(parser)

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from transformer.files import UserError
-from transformer.runtime.parallel import ordered_map
+from transformer.runtime.parallel import ordered_map, usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,6 +75,28 @@ def test_another_error_names_itself():
 def test_a_killed_worker_is_an_error_and_not_a_hang():
     with pytest.raises(ChildProcessError, match="killed by signal 9"):
         list(ordered_map(die_at_two, range(10), 2))
+
+
+def die_while_sending(number: int) -> bytes:
+    if number == 1:
+
+        def send_half(self: Connection, buffer: bytes) -> None:
+            os.write(self.fileno(), bytes(buffer)[: len(buffer) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Connection._send = send_half
+    return bytes(1 << 17)
+
+
+def test_a_worker_killed_while_it_sends_is_an_error_and_not_a_hang():
+    with pytest.raises(ChildProcessError, match="killed by signal 9"):
+        list(ordered_map(die_while_sending, range(10), 2))
+
+
+def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert usable_cores() == 6
 
 
 SLEEPERS = """

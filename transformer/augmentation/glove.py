@@ -28,7 +28,7 @@ import torch
 
 from transformer.augmentation.words import is_candidate
 from transformer.files import UserError, atomic_write
-from transformer.runtime.parallel import ordered_map
+from transformer.runtime.parallel import ordered_map, usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def load_word_vectors(
     words: list[str] = []
     with atomic_write(vectors_file, "wb") as output:
         width, chunks = _chunks(path, limit)
-        workers = len(os.sched_getaffinity(0)) if stat.st_size > PARALLEL_BYTES else 1
+        workers = usable_cores() if stat.st_size > PARALLEL_BYTES else 1
         parse = partial(_parse_chunk, name=str(path), width=width)
         with contextlib.closing(ordered_map(parse, chunks, workers)) as parsed:
             for chunk_words, vectors in parsed:

@@ -1,8 +1,10 @@
 """Run a function over many tasks in worker processes, results in the order of the tasks.
 
-Unlike `multiprocessing.Pool`, it never runs ahead of its reader, so a stream of any length passes
-in bounded memory; a worker that dies is an error and not a hang; and workers do not outlive a
-parent that was killed.
+It never runs ahead of its reader, so a stream of any length passes in bounded memory; a worker that
+dies is an error and not a hang; and workers do not outlive a parent that was killed. The standard
+library's `multiprocessing.Pool` promises none of this, and its `concurrent.futures` hangs where a
+worker is killed in the middle of sending a result, as happens when memory runs out: its workers
+share one pipe, whose writing end the parent holds too. Here each worker has a pipe of its own.
 """
 
 from __future__ import annotations
@@ -24,9 +26,17 @@ Task = TypeVar("Task")
 
 Result = TypeVar("Result")
 
-# subtle: forking costs nothing and shares the vocabulary, but is only sound without threads that
-# hold locks; this package starts none. Where forking is not the custom, workers are spawned.
+# subtle: forking costs nothing and shares the vocabulary, but a lock that another thread holds at
+# that instant stays locked in the child for ever. Threads there are: tqdm's monitor, torch's and
+# NumPy's. What runs in workers therefore tokenises, parses and samples, but neither shows progress
+# nor multiplies matrices. Where forking is not the custom, workers are spawned.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+
+
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @dataclass
@@ -124,7 +134,7 @@ def _send(worker: _Worker, number: int, task: Any) -> None:
 def _receive(worker: _Worker) -> Any:
     try:
         result, error, message = worker.connection.recv()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):  # the latter in the middle of a message
         _raise_death(worker)
     if error is not None:
         raise error

@@ -32,6 +32,7 @@ from transformer.file_utils import cached_path
 from transformer.files import UserError
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.packed_linear import pack_linears
+from transformer.runtime.parallel import usable_cores
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import check_task_fits, likely_label_order, load_classifier
 from transformer.tasks.files import find_file, require_file, with_labels
@@ -40,7 +41,7 @@ from transformer.tasks.options import needs_teacher, with_defaults, with_eval_st
 from transformer.tasks.results import DevSet, evaluate, warn_of_chance
 from transformer.tasks.run import Job
 from transformer.tasks.table import Task
-from transformer.tasks.token_cache import TokenCache, default_workers
+from transformer.tasks.token_cache import TokenCache
 from transformer.tokenization import BertTokenizer
 from transformer.training.inference import predict_logits
 from transformer.training.loop import Lesson, compile_forward
@@ -76,7 +77,7 @@ def token_cache(args: argparse.Namespace, tokenizer: BertTokenizer, runtime: Run
         # Data that cannot be written to is cached beside the output directory.
         place = args.data_dir if os.access(args.data_dir, os.W_OK) else args.output_dir.parent
         directory = place / ".cache"
-    workers = args.num_workers or default_workers()
+    workers = args.num_workers or usable_cores()
     return TokenCache(
         *(directory, tokenizer, args.max_seq_length, workers, runtime.is_main),
         errors=args.errors,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from array import array
 from collections import deque
@@ -286,10 +285,3 @@ def _filled(reader: RowReader) -> str:
     odd = sum(held.rows for reason, held in reader.left_out.items() if reason != BLANK)
     filled = f"; {odd:,} lack a cell or have too many and are predicted all the same" if odd else ""
     return f"{reader.rows_read:,} rows{filled}"
-
-
-def default_workers() -> int:
-    """Return the number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

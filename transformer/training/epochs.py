@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer.files import UserError, atomic_write, file_lock
-from transformer.runtime.parallel import ordered_map
+from transformer.runtime.parallel import ordered_map, usable_cores
 from transformer.runtime.progress import Progress
 from transformer.training.packed import PackedDataset, PackedWriter
 
@@ -42,11 +42,6 @@ class ParsedChunk:
 class _Line(NamedTuple):
     ids: list[int]
     first_length: int
-
-
-def available_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def chunks_of(path: Path) -> Iterator[tuple[int, int]]:
@@ -291,7 +286,7 @@ def _hash_file(path: Path) -> str:
     """Hash the hashes of the chunks, as packing does."""
     total = hashlib.sha256()
     with closing(
-        ordered_map(partial(hash_chunk, path), chunks_of(path), available_cores())
+        ordered_map(partial(hash_chunk, path), chunks_of(path), usable_cores())
     ) as digests:
         for digest in digests:
             total.update(digest)
@@ -316,7 +311,7 @@ def _pack(file: EpochFile, vocab: dict[str, int], store: Path, is_main: bool) ->
     try:
         with (
             progress,
-            closing(ordered_map(parse, chunks_of(file.path), available_cores())) as results,
+            closing(ordered_map(parse, chunks_of(file.path), usable_cores())) as results,
         ):
             lines = 0
             for parsed in results:
