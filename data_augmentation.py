@@ -33,7 +33,7 @@ from transformer.augmentation.rows import (
     survey_rows,
 )
 from transformer.augmentation.words import STOP_WORDS
-from transformer.checkpoint.directory import load_model
+from transformer.checkpoint.directory import Checkpoint
 from transformer.file_utils import cached_path
 from transformer.files import UserError, file_lock
 from transformer.modeling import BertForMaskedLM
@@ -43,7 +43,7 @@ from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runt
 from transformer.runtime.script import restarted, run_script
 from transformer.tasks.files import RowReader, require_file
 from transformer.tasks.table import Task, add_task_arguments, resolve_task
-from transformer.tokenization import BasicTokenizer, BertTokenizer
+from transformer.tokenization import BasicTokenizer
 
 logger = logging.getLogger("data_augmentation")
 
@@ -161,11 +161,12 @@ def load_augmenter(args: argparse.Namespace, runtime: Runtime) -> Augmenter:
             config, BasicTokenizer(args.do_lower_case is not False), stop_words=stop_words
         )
     path = cached_path(args.pretrained_bert_model, args.cache_dir or None)
-    tokenizer = BertTokenizer.from_pretrained(path, args.do_lower_case)
+    checkpoint = Checkpoint(path, args.do_lower_case)
+    tokenizer = checkpoint.tokenizer
     if args.glove_only:
         return Augmenter(config, tokenizer.basic_tokenizer, stop_words=stop_words)
     try:
-        model, report = load_model(BertForMaskedLM, path, require=("encoder", "mlm"))
+        model, report = checkpoint.load(BertForMaskedLM, require=("encoder", "mlm"))
     except UserError as error:
         raise UserError(f"--pretrained_bert_model: {error}; --glove_only does without") from error
     report.log()

@@ -29,6 +29,7 @@ from transformer.augmentation.algorithm import AugmentationConfig, Augmenter
 from transformer.augmentation.glove import WordVectors, load_word_vectors, nearest_words
 from transformer.augmentation.masked_lm import MaskedLM
 from transformer.augmentation.words import Text
+from transformer.checkpoint.directory import Checkpoint
 from transformer.modeling import BertForMaskedLM, TinyBertForSequenceClassification
 from transformer.packed_linear import pack_linears
 from transformer.runtime.ranks import native_bf16
@@ -47,9 +48,10 @@ class Teacher:
     """A fine-tuned classifier and what it predicts."""
 
     def __init__(self, path: Path, task: Task, device: torch.device, dtype: torch.dtype):
-        self.tokenizer = BertTokenizer.from_pretrained(path)
+        checkpoint = Checkpoint(path)
+        self.tokenizer = checkpoint.tokenizer
         model: TinyBertForSequenceClassification = load_classifier(
-            path, task, "teacher", need_classifier=True
+            checkpoint, task, "teacher", need_classifier=True
         )
         self.model = model.eval().to(device, dtype)
         self.device, self.limit = device, task.max_seq_length

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from transformer.checkpoint.config_file import read_config
+from transformer.checkpoint.directory import read_config
 from transformer.modeling import BertForPreTraining
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -267,6 +267,23 @@ def test_student_of_another_vocabulary_is_refused(tmp_path, command, tiny_config
         run(command(student_model=tmp_path / "small"))
 
 
+def test_models_that_do_not_fit_are_refused_before_the_data_is_packed(
+    tmp_path, command, tiny_config, make_checkpoint
+):
+    student = write_student(tmp_path / "one", tiny_config, type_vocab_size=1)
+    with pytest.raises(UserError, match="student .*one knows one .type_vocab_size 1.*--one_seq"):
+        run(command(student_model=student))
+    teacher = make_checkpoint("cut", BertForPreTraining)
+    values = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps({**values, "num_hidden_layers": 6}))
+    with pytest.raises(UserError, match="lacks the encoder.*layer.4"):
+        run(command(teacher_model=teacher))
+    (teacher / "config.json").write_text(json.dumps({**values, "intermediate_size": 36}))
+    with pytest.raises(UserError, match="37.* in the file, but the configuration makes it .*36"):
+        run(command(teacher_model=teacher))
+    assert not list(tmp_path.glob("**/*.packed"))
+
+
 def test_other_number_of_heads_is_refused(tmp_path, command, tiny_config):
     student = write_student(tmp_path / "heads", tiny_config, num_attention_heads=3)
     with pytest.raises(UserError, match="--attention_weight 0"):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from transformer.files import UserError
+from transformer.files import UserError, atomic_write
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -148,6 +148,18 @@ class BertConfig:
         """Read a config.json."""
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
+    def changed(self, *, num_labels: int | None = None, **changes: Any) -> BertConfig:
+        """Return a configuration with other values.
+
+        Args:
+            num_labels: of the classifier; they keep their names if there are as many of them, and
+                are called LABEL_0, LABEL_1... otherwise.
+        """
+        if num_labels is not None and num_labels != self.num_labels:
+            single = "regression" if num_labels == 1 else None
+            changes = {"id2label": unnamed_labels(num_labels), "problem_type": single, **changes}
+        return replace(self, **changes)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the object for a config.json: `extra` merged in, unset keys left out."""
         values = asdict(self)
@@ -156,3 +168,17 @@ class BertConfig:
             merged["label2id"] = {name: label_id for label_id, name in self.id2label.items()}
         names = self.key_names
         return {names.get(key, key): value for key, value in merged.items() if value is not None}
+
+    def to_json_string(self) -> str:
+        """Return the text of a config.json."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def to_json_file(self, path: str | Path) -> None:
+        """Write a config.json."""
+        with atomic_write(path) as file:
+            file.write(self.to_json_string())
+
+
+def unnamed_labels(count: int) -> dict[int, str]:
+    """Name labels as Hugging Face does where nobody has."""
+    return {label_id: f"LABEL_{label_id}" for label_id in range(count)}

@@ -14,7 +14,6 @@ Dimensions, used in every shape below:
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -232,12 +231,15 @@ class BertPreTrainedModel(nn.Module):
     def from_pretrained(cls: type[Model], path: str | Path, **config_changes: Any) -> Model:
         """Load a checkpoint directory; log what was missing or left over.
 
+        Args:
+            config_changes: values that replace those of its configuration, `num_labels` too.
+
         Raises:
             UserError: the directory cannot be read or holds no encoder of this shape.
         """
-        from transformer.checkpoint.directory import load_model  # checkpoint.py imports this module
+        from transformer.checkpoint.directory import load_model  # stands below this module
 
-        model, report = load_model(cls, path, config_changes=config_changes or None)
+        model, report = load_model(cls, path, config_changes=config_changes)
         report.log()
         return model
 
@@ -245,14 +247,17 @@ class BertPreTrainedModel(nn.Module):
     def from_scratch(
         cls: type[Model], path_or_config: str | Path | BertConfig, **config_changes: Any
     ) -> Model:
-        """Build a model with random weights from a configuration or a directory with one."""
-        if isinstance(path_or_config, BertConfig):
-            return cls(replace(path_or_config, **config_changes))
-        from transformer.checkpoint.config_file import (
-            read_config,
-        )  # checkpoint.py imports this module
+        """Build a model with random weights from a configuration or a directory with one.
 
-        return cls(replace(read_config(path_or_config), **config_changes))
+        Args:
+            config_changes: as in `from_pretrained`.
+        """
+        config = path_or_config
+        if not isinstance(config, BertConfig):
+            from transformer.checkpoint.directory import read_config  # stands below this module
+
+            config = read_config(config)
+        return cls(config.changed(**config_changes))
 
 
 def _contains(layers: Collection[int], number: int) -> bool:

@@ -16,6 +16,9 @@ VOCAB_NAME = "vocab.txt"
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
+# Where a vocabulary is read from: the first that exists.
+VOCABULARY_FILES = (VOCAB_NAME, "tokenizer.json")
+
 TOKENIZER_FILES = (VOCAB_NAME, "tokenizer_config.json", "tokenizer.json")
 
 
@@ -55,7 +58,7 @@ def parse_vocab(content: bytes, name: str) -> dict[str, int]:
 
 def find_vocab(directory: Path) -> Path:
     """Return the vocabulary file of a checkpoint directory."""
-    for name in (VOCAB_NAME, "tokenizer.json"):
+    for name in VOCABULARY_FILES:
         if (directory / name).is_file():
             return directory / name
     raise UserError(

@@ -10,7 +10,9 @@ import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from transformer.checkpoint.__main__ import FORMATS, convert, describe, main
-from transformer.checkpoint.config_file import read_config
-from transformer.checkpoint.directory import load_model, read_weights, save_checkpoint
+from transformer.checkpoint.directory import (
+    Checkpoint,
+    load_model,
+    read_config,
+    read_weights,
+    save_checkpoint,
+)
 from transformer.checkpoint.tensorflow import read_tf_shapes, read_tf_weights
 from transformer.files import UserError
 from transformer.modeling import (
@@ -186,6 +193,55 @@ def test_killed_at_any_step_a_save_leaves_old_or_new_or_nothing(
     assert outcomes == ({"old", "new"} if same_config else {"old", "refused", "new"})
 
 
+# Opened once -------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_opened_once(task_dir, monkeypatch):
+    """Every file of it is read once, whoever asks for what; the weights when they are loaded."""
+    counts = Counter()
+    for module, name in (
+        ("directory", "read_values"),
+        ("weight_files", "_read_shapes"),
+        ("weight_files", "_read_file"),
+        ("directory", "find_weights"),
+    ):
+        target = f"transformer.checkpoint.{module}.{name}"
+        real = getattr(import_module(f"transformer.checkpoint.{module}"), name)
+
+        def counted(*args, name=name, real=real):
+            counts[name] += 1
+            return real(*args)
+
+        monkeypatch.setattr(target, counted)
+    checkpoint = Checkpoint(task_dir)
+    assert checkpoint.config is checkpoint.config
+    assert checkpoint.tokenizer is checkpoint.tokenizer
+    assert checkpoint.shapes["classifier.weight"] == (3, 32)
+    assert checkpoint.groups == {"encoder", "pooler", "classifier", "fit"}
+    checkpoint.check(TinyBertForSequenceClassification, require=("classifier",))
+    assert counts == {"read_values": 1, "find_weights": 1, "_read_shapes": 1}
+    checkpoint.load(TinyBertForSequenceClassification)
+    assert counts == {"read_values": 1, "find_weights": 1, "_read_shapes": 1, "_read_file": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"hidden_size": 36}, "the configuration makes it"),
+        ({"num_hidden_layers": 5}, "lacks the encoder"),
+        ({"num_hidden_layers": 3}, "no place for"),
+        ({"id2label": {0: "a", 1: "b"}, "label2id": None}, "3 outputs, .* names 2 labels"),
+    ],
+)
+def test_check_finds_from_headers_what_load_would(changes, says, task_dir, monkeypatch):
+    edit_config(task_dir, **changes)
+    with pytest.raises(UserError, match=says):
+        Checkpoint(task_dir).load(TinyBertForSequenceClassification)
+    monkeypatch.setattr(Checkpoint, "read_weights", None)
+    with pytest.raises(UserError, match=says):
+        Checkpoint(task_dir).check(TinyBertForSequenceClassification)
+
+
 # What others wrote -------------------------------------------------------------------------------
 
 
@@ -306,6 +362,18 @@ def test_an_original_release_is_recognised(make_checkpoint, caplog):
     assert "fit (10 tensors)" in record.message
 
 
+def test_a_general_model_of_the_authors_gets_a_classifier_with_relu(make_checkpoint, caplog):
+    """It holds no classifier yet; the one that it gets must read what the original's reads."""
+    directory = make_checkpoint("general", TinyBertForPreTraining, fit_size=48)
+    assert not read_config(directory).classifier_relu  # written here, it says so itself
+    edit_config(directory, drop=("classifier_relu", "fit_size", "fit_per_layer"))
+    assert read_config(directory).classifier_relu
+    with caplog.at_level(logging.INFO):
+        student = TinyBertForSequenceClassification.from_pretrained(directory, num_labels=3)
+    assert student.config.classifier_relu
+    assert "reads ReLU(pooled) (there is a projection)" in caplog.text
+
+
 def test_a_foreign_classifier_without_projection_has_no_relu(make_checkpoint):
     directory = make_checkpoint("hf", TinyBertForSequenceClassification, id2label=NLI)
     edit_config(directory, drop=("classifier_relu", "fit_size"))
@@ -334,7 +402,7 @@ def test_a_projection_to_another_width_is_made_anew(make_checkpoint):
     directory = make_checkpoint("general", TinyBertForPreTraining, fit_size=48)
     model, report = load_model(TinyBertForPreTraining, directory, config_changes={"fit_size": 64})
     assert report.missing == ["fit_dense.weight", "fit_dense.bias"]
-    assert report.unexpected == []
+    assert report.unexpected == ["fit_dense.weight", "fit_dense.bias"]
     assert model.fit_dense.weight.shape == (64, 32)
     with pytest.raises(UserError, match="lacks the projection"):
         load_model(

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from transformer.checkpoint.config_file import read_config
+from transformer.checkpoint.directory import Checkpoint, read_config
 from transformer.distillation.students import check_vocabularies, copy_layers, student_changes
 from transformer.files import UserError
 from transformer.modeling import BertForMaskedLM, BertModel, TinyBertForSequenceClassification
 from transformer.tasks.classifiers import (
+    check_classifier,
     check_task_fits,
     label_order,
     likely_label_order,
@@ -39,8 +40,16 @@ def test_labels_meet_by_name() -> None:
     assert label_order(["1", "0"], TASKS["sst2"], "t") == [1, 0]
 
 
-def test_labels_without_names_are_taken_in_order(caplog: pytest.LogCaptureFixture) -> None:
-    assert label_order(["LABEL_0", "LABEL_1", "LABEL_2"], MNLI, "the teacher") == [0, 1, 2]
+def test_labels_without_names_are_taken_in_order(
+    make_checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    names = named("LABEL_0", "LABEL_1", "LABEL_2")
+    assert label_order(list(names.values()), MNLI, "the teacher") == [0, 1, 2]
+    path = make_checkpoint("t", TinyBertForSequenceClassification, id2label=names)
+    checkpoint = Checkpoint(path)
+    check_classifier(checkpoint, MNLI, "the teacher", need_classifier=True)
+    assert not caplog.text  # it is said once, when the model is loaded
+    load_classifier(checkpoint, MNLI, "the teacher", need_classifier=True)
     assert "taken to be contradiction, entailment, neutral" in caplog.text
 
 
@@ -67,7 +76,7 @@ def test_the_outputs_of_a_teacher_are_put_in_order(make_checkpoint: Callable[...
     weights["classifier.bias"] = torch.tensor([0.5, -1.0, 2.0])  # a new one is zero in any order
     torch.save(weights, path / "pytorch_model.bin")
     as_stored = kind.from_pretrained(path).eval()
-    teacher = load_classifier(path, MNLI, "the teacher", need_classifier=True).eval()
+    teacher = load_classifier(Checkpoint(path), MNLI, "the teacher", need_classifier=True).eval()
     ids = torch.randint(5, 60, (4, 9))
     with torch.no_grad():
         stored, ordered = as_stored(ids).logits, teacher(ids).logits
@@ -78,10 +87,10 @@ def test_the_outputs_of_a_teacher_are_put_in_order(make_checkpoint: Callable[...
 def test_a_teacher_without_classifier_is_refused(make_checkpoint: Callable[..., Path]) -> None:
     path = make_checkpoint("mlm", BertForMaskedLM)
     with pytest.raises(UserError, match="lacks"):
-        load_classifier(path, MNLI, "the teacher", need_classifier=True)
+        load_classifier(Checkpoint(path), MNLI, "the teacher", need_classifier=True)
     with pytest.raises(UserError, match="cannot be matched"):
         other = make_checkpoint("c", TinyBertForSequenceClassification, id2label=named("a", "b"))
-        load_classifier(other, MNLI, "the teacher", need_classifier=True)
+        load_classifier(Checkpoint(other), MNLI, "the teacher", need_classifier=True)
 
 
 def test_a_student_gets_the_classifier_that_it_needs(
@@ -91,11 +100,11 @@ def test_a_student_gets_the_classifier_that_it_needs(
         make_checkpoint("encoder", BertModel),
         make_checkpoint("other", TinyBertForSequenceClassification, id2label=named("a", "b")),
     ):
-        student = load_classifier(path, MNLI, "the student", need_classifier=False)
+        student = load_classifier(Checkpoint(path), MNLI, "the student", need_classifier=False)
         assert student.classifier.weight.shape == (3, 32)
         assert list(student.config.id2label.values()) == list(MNLI.labels)
     assert "the classifier begins anew" in caplog.text
-    score = load_classifier(path, TASKS["stsb"], "the student", need_classifier=False)
+    score = load_classifier(Checkpoint(path), TASKS["stsb"], "the student", need_classifier=False)
     assert (score.config.num_labels, score.config.problem_type) == (1, "regression")
 
 
@@ -104,17 +113,19 @@ def test_a_configuration_alone_makes_a_random_student(
 ) -> None:
     path = make_checkpoint("s", BertModel)
     (path / "pytorch_model.bin").unlink()
-    student = load_classifier(path, MNLI, "the student", need_classifier=False, fit_size=40)
+    student = load_classifier(
+        Checkpoint(path), MNLI, "the student", need_classifier=False, fit_size=40
+    )
     assert student.fit_dense.weight.shape == (40, 32)
     assert "random" in caplog.text
     with pytest.raises(UserError, match="no weights"):
-        load_classifier(path, MNLI, "the model", need_classifier=True)
+        load_classifier(Checkpoint(path), MNLI, "the model", need_classifier=True)
 
 
 def test_projections_are_made_for_the_teacher(make_checkpoint: Callable[..., Path]) -> None:
-    plain = make_checkpoint("plain", BertModel)
-    teacher = read_config(plain)
-    fitted = make_checkpoint("fit", TinyBertForSequenceClassification, fit_size=40)
+    plain = read_config(make_checkpoint("plain", BertModel))
+    teacher = plain
+    fitted = read_config(make_checkpoint("fit", TinyBertForSequenceClassification, fit_size=40))
     wide = replace(teacher, hidden_size=40)
     assert student_changes(plain, wide, copies_layers=False) == {"fit_size": 40}
     assert student_changes(fitted, wide, copies_layers=False) == {}

@@ -7,19 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from transformer.checkpoint.config_file import read_config_with_notes
-from transformer.checkpoint.directory import LoadReport, grouped, load_model, write_checkpoint
-from transformer.checkpoint.weight_files import (
-    BIN,
-    DECODER,
-    SAFETENSORS,
-    find_weights,
-    group_of,
-    read_weights,
-)
+from transformer.checkpoint.directory import Checkpoint, LoadReport, grouped, write_checkpoint
+from transformer.checkpoint.weight_files import BIN, DECODER, SAFETENSORS, group_of
 from transformer.configuration import BertConfig
 from transformer.file_utils import cached_path
 from transformer.files import UserError
@@ -62,23 +53,24 @@ def describe(directory: Path) -> str:
     Raises:
         UserError: it is not a BERT, or a file of it is damaged.
     """
-    config, notes = read_config_with_notes(directory)
-    found = find_weights(directory)
-    weights = {} if found is None else read_weights(directory)
-    tokenizer, tokenizer_problem = _tokenizer(directory)
+    checkpoint = Checkpoint(directory)
+    config = checkpoint.config
+    weights = checkpoint.read_weights() if checkpoint.files else {}
+    tokenizer, tokenizer_problem = _tokenizer(checkpoint)
+    files = f"{checkpoint.files.name}: {grouped(weights)}" if checkpoint.files else "none"
     rows = [
         ("directory", str(directory)),
         ("architecture", _architecture(config)),
         ("positions", str(config.max_position_embeddings)),
         ("tokenizer", tokenizer_problem or _tokenizer_line(tokenizer)),
-        ("weights", "none" if found is None else f"{found.name}: {grouped(weights)}"),
+        ("weights", files),
         ("parameters", f"{sum(tensor.numel() for tensor in weights.values()) / 1e6:.2f} M"),
-        ("labels", _labels(config, weights)),
-        ("projection", _projection(config, weights)),
-        *(("note", note) for note in notes),
+        ("labels", _labels(checkpoint)),
+        ("projection", _projection(checkpoint)),
+        *(("note", note) for note in checkpoint.notes),
         ("use as", ""),
         *(
-            (f"  {use}", _usable(model_class, needs, config, weights, tokenizer_problem))
+            (f"  {use}", _usable(checkpoint, model_class, needs, tokenizer_problem))
             for use, model_class, needs in USES
         ),
     ]
@@ -94,10 +86,10 @@ def _architecture(config: BertConfig) -> str:
     )
 
 
-def _tokenizer(directory: Path) -> tuple[BertTokenizer | None, str]:
+def _tokenizer(checkpoint: Checkpoint) -> tuple[BertTokenizer | None, str]:
     """Return the tokenizer, or None and why there is none."""
     try:
-        return BertTokenizer.from_pretrained(directory), ""
+        return checkpoint.tokenizer, ""
     except UserError as error:
         return None, f"none ({error})"
 
@@ -107,51 +99,35 @@ def _tokenizer_line(tokenizer: BertTokenizer) -> str:
     return f"{len(tokenizer.vocab)} entries, {case}"
 
 
-def _labels(config: BertConfig, weights: dict[str, Tensor]) -> str:
-    if "classifier.weight" not in weights:
+def _labels(checkpoint: Checkpoint) -> str:
+    if "classifier" not in checkpoint.groups:
         return "none (no classifier)"
+    config = checkpoint.config
     if config.problem_type == "regression":
         return "one number (regression)"
     return ", ".join(f"{label_id} {name}" for label_id, name in (config.id2label or {}).items())
 
 
-def _projection(config: BertConfig, weights: dict[str, Tensor]) -> str:
-    if not any(group_of(name) == "fit" for name in weights):
+def _projection(checkpoint: Checkpoint) -> str:
+    if "fit" not in checkpoint.groups:
         return "none"
+    config = checkpoint.config
     kind = "fit_denses.N, one a layer" if config.fit_per_layer else "fit_dense, shared"
     return f"{kind}, {config.hidden_size} -> {config.fit_size}"
 
 
-def _expected(model_class: type[nn.Module], config: BertConfig) -> dict[str, Tensor]:
-    """Return the tensors that `model_class` reads, by published name, without their values."""
-    with torch.device("meta"):
-        model = model_class(config)
-    prefix = "" if hasattr(model, "bert") else "bert."
-    expected = {prefix + name: tensor for name, tensor in model.state_dict().items()}
-    expected.pop(DECODER, None)
-    return expected
-
-
 def _usable(
-    model_class: type[nn.Module],
-    needs: set[str],
-    config: BertConfig,
-    weights: dict[str, Tensor],
-    tokenizer_problem: str,
+    checkpoint: Checkpoint, model_class: type[nn.Module], needs: set[str], tokenizer_problem: str
 ) -> str:
-    expected = _expected(model_class, config)
-    for name, tensor in expected.items():
-        if name in weights and weights[name].shape != tensor.shape:
-            shapes = f"{tuple(weights[name].shape)}, not {tuple(tensor.shape)} as configured"
-            return f"no: {name} is {shapes}"
-    absent = [name for name in expected if name not in weights]
-    lacking = [name for name in absent if group_of(name) in needs]
+    report = checkpoint.compare(model_class)
+    for name, (there, here) in report.differing.items():
+        return f"no: {name} is {there}, not {here} as configured"
+    lacking = [name for name in report.missing if group_of(name) in needs]
     if lacking:
         return f"no: it lacks {grouped(lacking)}"
     if tokenizer_problem:
         return "no: it has no vocabulary"
-    new = [name for name in absent if group_of(name) not in needs]
-    return f"yes; newly initialised: {grouped(new)}" if new else "yes"
+    return f"yes; newly initialised: {grouped(report.missing)}" if report.missing else "yes"
 
 
 # Converting --------------------------------------------------------------------------------------
@@ -165,10 +141,11 @@ def convert(source: Path, target: Path, weight_file: str) -> LoadReport:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is not an empty directory; give a new one")
-    weights = read_weights(source)
+    checkpoint = Checkpoint(source)
     # Loading it into the richest class that fits checks names and shapes.
-    model, report = load_model(_class_for({group_of(name) for name in weights}), source)
-    tokenizer, problem = _tokenizer(source)
+    model, report = checkpoint.load(_class_for(checkpoint.groups))
+    weights = checkpoint.read_weights()
+    tokenizer, problem = _tokenizer(checkpoint)
     if problem:
         report.notes.append(f"tokenizer: {problem}")
     kept = {name: tensor for name, tensor in weights.items() if group_of(name) != "other"}
@@ -177,7 +154,7 @@ def convert(source: Path, target: Path, weight_file: str) -> LoadReport:
     return report
 
 
-def _class_for(groups: set[str]) -> type[nn.Module]:
+def _class_for(groups: frozenset[str]) -> type[nn.Module]:
     if "classifier" in groups:
         return TinyBertForSequenceClassification
     if "mlm" in groups:
@@ -207,7 +184,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("source", help="checkpoint directory, hub name or address")
     parser.add_argument("target", type=Path, help="new or empty directory")
     parser.add_argument(
-        "--to", choices=FORMATS, default="bin", help="format of the weights (default: bin)"
+        "--to",
+        choices=FORMATS,
+        default="safetensors",
+        help="format of the weights (default: safetensors)",
     )
     return parser.parse_args(argv[1:])
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformer.checkpoint.weight_files import find_weights, group_of, read_shapes
-from transformer.configuration import BertConfig
+from transformer.checkpoint.weight_files import find_weights, group_of
+from transformer.configuration import BertConfig, unnamed_labels
 from transformer.files import UserError
 
 CONFIG_NAMES = ("config.json", "bert_config.json")
@@ -51,24 +51,19 @@ ARCHITECTURES = (
 )
 
 
-def read_config(path: str | Path) -> BertConfig:
-    """Read the configuration in directory `path` (or the file `path`) and check what goes with it.
+def make_config(
+    file: Path, values: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> tuple[BertConfig, list[str]]:
+    """Return the configuration in `file`, and notes on what had to be inferred.
 
-    What the file does not say is taken from the weights, if there are any: the projection
-    (`fit_size`, `fit_per_layer`), the number of labels, and `classifier_relu`: a projection
-    together with a classifier is by TinyBERT's authors, whose classifier reads ReLU(pooled).
+    Args:
+        values: from `read_values`; what only the weights tell is added to it.
+        shapes: of the weights beside it, by published name; nothing without weights.
 
     Raises:
-        UserError: no or bad configuration, not a BERT, a vocabulary of another size.
+        UserError: not the configuration of a BERT, or `vocab.txt` beside it is of another size.
     """
-    return read_config_with_notes(Path(path))[0]
-
-
-def read_config_with_notes(path: Path) -> tuple[BertConfig, list[str]]:
-    """Return the configuration, and notes on what had to be inferred."""
-    file = _config_file(path)
-    values = _config_values(file)
-    notes = [] if path.is_file() else _infer(values, read_shapes(path))
+    notes = _infer(values, shapes)
     try:
         config = BertConfig.from_dict(values)
     except UserError as error:
@@ -79,7 +74,12 @@ def read_config_with_notes(path: Path) -> tuple[BertConfig, list[str]]:
     return config, notes
 
 
-def _config_file(path: Path) -> Path:
+def find_config(path: Path) -> Path:
+    """Return the configuration file in directory `path`, or `path` itself if it is one.
+
+    Raises:
+        UserError: there is none; a PEFT adapter.
+    """
     if path.is_file() and path.suffix == ".json":
         return path
     if not path.is_dir():
@@ -96,7 +96,12 @@ def _config_file(path: Path) -> Path:
     raise UserError(f"{path} holds neither {' nor '.join(CONFIG_NAMES)}")
 
 
-def _config_values(file: Path) -> dict[str, Any]:
+def read_values(file: Path) -> dict[str, Any]:
+    """Return the object in a config.json.
+
+    Raises:
+        UserError: not readable, not JSON, or another architecture than BERT.
+    """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except PermissionError:
@@ -124,25 +129,24 @@ def _infer(values: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> list[s
     """Add to `values` what only the weights tell; return notes on it."""
     notes = []
     fit = shapes.get("fit_denses.0.weight") or shapes.get("fit_dense.weight")
+    classifier = shapes.get("classifier.weight")
     if fit:
         values.setdefault("fit_size", fit[0])
         values.setdefault("fit_per_layer", "fit_denses.0.weight" in shapes)
-    if "classifier.weight" in shapes:
+    # subtle: a general model has no classifier yet. The one that it gets reads what those of its
+    # authors read; in the models that we write, the key is always there.
+    if fit or classifier:
         stored = "classifier_relu" in values
         relu = values.setdefault("classifier_relu", fit is not None)
         reason = "as config.json says" if stored else f"there is {'a' if relu else 'no'} projection"
         notes.append(f"the classifier reads {'ReLU(pooled)' if relu else 'pooled'} ({reason})")
-        num_labels = shapes["classifier.weight"][0]
+    if classifier:
+        num_labels = classifier[0]
         if not values.get("id2label") and not values.get("label2id"):
             values["id2label"] = unnamed_labels(num_labels)
         if num_labels == 1 and values.get("problem_type") is None:
             values["problem_type"] = "regression"
     return notes
-
-
-def unnamed_labels(count: int) -> dict[int, str]:
-    """Name labels as Hugging Face does where nobody has."""
-    return {label_id: f"LABEL_{label_id}" for label_id in range(count)}
 
 
 def _check_vocabulary(config_file: Path, config: BertConfig) -> None:

@@ -1,4 +1,4 @@
-"""Read and write checkpoint directories: config.json, weights, vocabulary.
+"""Directories of models: open and load them, write them.
 
 Show what a directory holds, or rewrite any readable one as ours:
 
@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
@@ -23,8 +24,9 @@ from transformer.checkpoint import weight_files
 from transformer.checkpoint.config_file import (
     CONFIG_NAMES,
     config_text,
-    read_config_with_notes,
-    unnamed_labels,
+    find_config,
+    make_config,
+    read_values,
 )
 from transformer.checkpoint.weight_files import (
     BIN,
@@ -32,16 +34,22 @@ from transformer.checkpoint.weight_files import (
     GROUPS,
     INDEX_SUFFIX,
     SAFETENSORS,
+    WeightFiles,
+    find_weights,
     group_of,
     save_torch,
     write_file,
 )
-from transformer.configuration import BertConfig
+from transformer.configuration import BertConfig, unnamed_labels
 from transformer.files import UserError, atomic_write
+from transformer.tokenization import BertTokenizer
+from transformer.vocabulary import VOCABULARY_FILES
 
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
+
+Shape = tuple[int, ...]
 
 GROUP_NAMES = {
     "encoder": "the encoder (bert.embeddings, bert.encoder)",
@@ -53,24 +61,160 @@ GROUP_NAMES = {
 }
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the weights in directory `path` as fp32 tensors under the published names.
+class Checkpoint:
+    """A directory of a model, opened once and passed on.
 
-    Raises:
-        UserError: no weights, a damaged file, a value that is not finite.
+    What it holds is read when it is first asked for, and kept; the weights themselves are read by
+    `load` alone. So mistakes in a directory are found from its small files and the headers of the
+    large ones, before anything expensive.
+
+    Args:
+        path: a directory with config.json; a student to begin from scratch may be its file alone.
+        do_lower_case: the user's flag for the tokenizer; None follows the directory's files.
     """
-    return weight_files.read_weights(Path(path))
+
+    def __init__(self, path: str | Path, do_lower_case: bool | None = None):
+        self.path = Path(path)
+        self._do_lower_case = do_lower_case
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @cached_property
+    def files(self) -> WeightFiles | None:
+        """Return the files of its weights, None if there are none."""
+        return find_weights(self.path) if self.path.is_dir() else None
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Return the shape of each of its weights by published name; nothing if there are none."""
+        return {} if self.files is None else weight_files.read_shapes(self.files)
+
+    @cached_property
+    def groups(self) -> frozenset[str]:
+        """Return the keys of `weight_files.GROUPS` that it holds weights of."""
+        return frozenset(map(group_of, self.shapes))
+
+    @cached_property
+    def _config_and_notes(self) -> tuple[BertConfig, list[str]]:
+        file = find_config(self.path)
+        return make_config(file, read_values(file), self.shapes)
+
+    @property
+    def config(self) -> BertConfig:
+        """Return its configuration, as `read_config` describes it."""
+        return self._config_and_notes[0]
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what was inferred about its classifier, in words."""
+        return self._config_and_notes[1]
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Say whether it has a vocabulary; a student that begins anew may have none."""
+        return any((self.path / name).is_file() for name in VOCABULARY_FILES)
+
+    @cached_property
+    def tokenizer(self) -> BertTokenizer:
+        """Return its tokenizer.
+
+        Raises:
+            UserError: there is no vocabulary, or it or its settings are damaged.
+        """
+        return BertTokenizer.from_pretrained(self.path, do_lower_case=self._do_lower_case)
+
+    def read_weights(self) -> dict[str, Tensor]:
+        """Read its weights as fp32 tensors under the published names.
+
+        Raises:
+            UserError: no weights, a damaged file, a value that is not finite.
+        """
+        return weight_files.read_weights(self._needed_files())
+
+    def _needed_files(self) -> WeightFiles:
+        if self.files is None:
+            raise UserError(
+                f"{self} holds no weights; expected {SAFETENSORS}, {BIN}, one of them in shards "
+                "with an index, or bert_model.ckpt.*"
+            )
+        return self.files
+
+    def compare(self, model_class: type[nn.Module], **config_changes: Any) -> LoadReport:
+        """Compare its weights with what a `model_class` reads, from headers alone."""
+        with torch.device("meta"):  # shapes without values
+            model = model_class(self.config.changed(**config_changes))
+        return _compare(self, model)
+
+    def check(
+        self,
+        model_class: type[nn.Module],
+        *,
+        require: Iterable[str] = ("encoder",),
+        config_changes: dict[str, Any] | None = None,
+    ) -> None:
+        """Find what `load` would refuse, as far as headers tell it.
+
+        Raises:
+            UserError: as `load`, but for damaged files and values.
+        """
+        changes = config_changes or {}
+        config = self.config.changed(**changes)
+        self._needed_files()
+        _check_labels(self, config)
+        _check_report(self.compare(model_class, **changes), require, changes)
+
+    def load(
+        self,
+        model_class: type[Model],
+        *,
+        require: Iterable[str] = ("encoder",),
+        config_changes: dict[str, Any] | None = None,
+    ) -> tuple[Model, LoadReport]:
+        """Build a `model_class` and load the weights in fp32; see `load_model`."""
+        changes = config_changes or {}
+        config = self.config.changed(**changes)
+        self._needed_files()
+        _check_labels(self, config)
+        model = model_class(config)
+        report = _compare(self, model)
+        _check_report(report, require, changes)
+        weights = self.read_weights()
+        if hasattr(model, "cls") and DECODER in weights:
+            raise UserError(
+                f"{self}: {DECODER} differs from the word embeddings; a masked-LM head with "
+                "a decoder of its own is not supported"
+            )
+        prefix = _prefix(model)
+        state = {name.removeprefix(prefix): weights[report.sources[name]] for name in report.loaded}
+        model.load_state_dict(state, strict=False)
+        return model, report
+
+
+def _prefix(model: nn.Module) -> str:
+    """Return what the published names have before the model's own: a bare encoder has none."""
+    return "" if hasattr(model, "bert") else "bert."
 
 
 @dataclass
 class LoadReport:
-    """Hold the names of the tensors that were loaded, newly initialised, and left over."""
+    """Hold the names of the tensors that are loaded, newly initialised, and left over.
+
+    sources: for each loaded tensor of the model, the published name that it has in the file.
+    differing: the shapes in the file and in the model of those tensors that do not fit.
+    """
 
     source: Path
-    loaded: list[str] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    differing: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def loaded(self) -> list[str]:
+        """Return the names in the model of what is loaded."""
+        return list(self.sources)
 
     def log(self) -> None:
         """Log the report in groups, as one message: a warning if something is newly initialised."""
@@ -89,6 +233,28 @@ def grouped(names: Iterable[str]) -> str:
     counts = Counter(group_of(name) for name in names)
     parts = [f"{key} ({counts[key]} tensors)" for key in GROUPS if counts[key]]
     return ", ".join(parts + [name for name in names if group_of(name) == "other"])
+
+
+def read_config(path: str | Path) -> BertConfig:
+    """Read the configuration in directory `path` (or the file `path`) and check what goes with it.
+
+    What the file does not say is taken from the weights, if there are any: the projection
+    (`fit_size`, `fit_per_layer`), the number of labels, and `classifier_relu`: a projection is by
+    TinyBERT's authors, whose classifier reads ReLU(pooled).
+
+    Raises:
+        UserError: no or bad configuration, not a BERT, a vocabulary of another size.
+    """
+    return Checkpoint(path).config
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights in directory `path` as fp32 tensors under the published names.
+
+    Raises:
+        UserError: no weights, a damaged file, a value that is not finite.
+    """
+    return Checkpoint(path).read_weights()
 
 
 def load_model(
@@ -111,105 +277,95 @@ def load_model(
     Raises:
         UserError: as `read_config` and `read_weights`; a required group is missing; shapes differ.
     """
-    path = Path(path)
-    stored, notes = read_config_with_notes(path)
-    changes = config_changes or {}
-    weights = weight_files.read_weights(path)
-    config = replace(stored, **changes)
-    _check_labels(path, stored, config, weights)
-    model = model_class(config)
+    return Checkpoint(path).load(model_class, require=require, config_changes=config_changes)
+
+
+def _compare(checkpoint: Checkpoint, model: nn.Module) -> LoadReport:
+    """Compare what the headers of `checkpoint` say with the tensors of `model`."""
+    shapes = checkpoint.shapes
     # subtle: a bare encoder has no prefix in its own names, but all names here have one.
-    prefix = "" if hasattr(model, "bert") else "bert."
-    wanted = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    prefix = _prefix(model)
+    wanted = {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     wanted.pop(DECODER, None)
-    _adapt_projection(weights, wanted)
-    report = LoadReport(
-        path,
-        loaded=[name for name in wanted if name in weights],
-        missing=[name for name in wanted if name not in weights],
-        unexpected=[name for name in weights if name not in wanted],
-        notes=notes if "classifier.weight" in wanted else [],
+    sources = _sources(shapes, wanted)
+    used = {*sources.values(), DECODER}
+    return LoadReport(
+        checkpoint.path,
+        sources=sources,
+        missing=[name for name in wanted if name not in sources],
+        unexpected=[name for name in shapes if name not in used],
+        differing={
+            name: (shapes[source], wanted[name])
+            for name, source in sources.items()
+            if shapes[source] != wanted[name]
+        },
+        notes=checkpoint.notes if "classifier.weight" in wanted else [],
     )
-    _check_required(report, {"encoder", *require}, weights)
-    _check_shapes(path, weights, wanted)
-    _check_leftovers(
-        report, layers_changed="num_hidden_layers" in changes, mlm=hasattr(model, "cls")
-    )
-    state = {name.removeprefix(prefix): weights[name] for name in report.loaded}
-    model.load_state_dict(state, strict=False)
-    return model, report
 
 
-def _check_labels(
-    path: Path, stored: BertConfig, config: BertConfig, weights: dict[str, Tensor]
-) -> None:
-    if "classifier.weight" not in weights:
+def _sources(shapes: dict[str, Shape], wanted: dict[str, Shape]) -> dict[str, str]:
+    """Return, for each tensor of a model that a file can fill, its published name there."""
+    sources = {name: name for name in wanted if name in shapes}
+    for name in wanted:  # a shared projection is spread over the layers if asked for
+        shared = f"fit_dense.{name.rpartition('.')[2]}"
+        if name.startswith("fit_denses.") and name not in shapes and shared in shapes:
+            sources[name] = shared
+    fit = [name for name in sources if group_of(name) == "fit"]
+    if any(shapes[sources[name]][:1] != wanted[name][:1] for name in fit):  # to another width
+        for name in fit:
+            del sources[name]
+    return sources
+
+
+def _check_labels(checkpoint: Checkpoint, config: BertConfig) -> None:
+    if not checkpoint.shapes.get("classifier.weight"):
         return
-    rows = len(weights["classifier.weight"])
+    rows, stored = checkpoint.shapes["classifier.weight"][0], checkpoint.config
     stored_labels = list((stored.id2label or unnamed_labels(stored.num_labels)).values())
     labels = list((config.id2label or unnamed_labels(config.num_labels)).values())
     if rows != len(stored_labels):
         raise UserError(
-            f"{path}: the classifier has {rows} outputs, but the configuration names "
+            f"{checkpoint}: the classifier has {rows} outputs, but the configuration names "
             f"{len(stored_labels)} labels ({', '.join(stored_labels)})"
         )
     if rows != len(labels):
         raise UserError(
-            f"{path}: the classifier was trained for {rows} labels ({', '.join(stored_labels)}), "
-            f"but {len(labels)} are asked for ({', '.join(labels)}); give a model of this task"
+            f"{checkpoint}: the classifier was trained for {rows} labels "
+            f"({', '.join(stored_labels)}), but {len(labels)} are asked for "
+            f"({', '.join(labels)}); give a model of this task"
         )
 
 
-def _adapt_projection(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Spread a shared projection over the layers if asked for, and drop one to another width."""
-    for kind in ("weight", "bias"):
-        shared = weights.get(f"fit_dense.{kind}")
-        per_layer = [n for n in wanted if n.startswith("fit_denses.") and n.endswith(f".{kind}")]
-        if shared is not None and per_layer and per_layer[0] not in weights:
-            weights.update((name, shared) for name in per_layer)
-            del weights[f"fit_dense.{kind}"]
-    fit = [name for name in wanted if group_of(name) == "fit" and name in weights]
-    if any(len(weights[name]) != len(wanted[name]) for name in fit):
-        for name in fit:
-            del weights[name]
+def _check_report(report: LoadReport, require: Iterable[str], changes: dict[str, Any]) -> None:
+    _check_required(report, {"encoder", *require})
+    if report.differing:
+        name, (there, here) = next(iter(report.differing.items()))
+        others = len(report.differing) - 1
+        more = f" (and {others} more tensors)" if others else ""
+        raise UserError(
+            f"{report.source}: {name} is {there} in the file, but the configuration makes it "
+            f"{here}{more}; they belong to different models"
+        )
+    encoder = [name for name in report.unexpected if group_of(name) == "encoder"]
+    if encoder and "num_hidden_layers" not in changes:
+        raise UserError(
+            f"{report.source}: the file holds {len(encoder)} tensors of the encoder that the "
+            f"configuration has no place for ({encoder[0]} first); they belong to different models"
+        )
 
 
-def _check_required(report: LoadReport, require: set[str], weights: dict[str, Tensor]) -> None:
+def _check_required(report: LoadReport, require: set[str]) -> None:
+    held = set(map(group_of, [*report.sources.values(), *report.unexpected]))
     for group in GROUPS:
         if group not in require:
             continue
         missing = [name for name in report.missing if group_of(name) == group]
-        if missing or not any(group_of(name) == group for name in weights):
+        if missing or group not in held:
             detail = f" ({len(missing)} tensors missing, {missing[0]} first)" if missing else ""
             raise UserError(
                 f"{report.source} lacks {GROUP_NAMES[group]}{detail}; "
                 "give a checkpoint that was trained with it"
             )
-
-
-def _check_shapes(path: Path, weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    differing = [n for n in wanted if n in weights and weights[n].shape != wanted[n].shape]
-    if differing:
-        name = differing[0]
-        more = f" (and {len(differing) - 1} more tensors)" if len(differing) > 1 else ""
-        raise UserError(
-            f"{path}: {name} is {tuple(weights[name].shape)} in the file, but the configuration "
-            f"makes it {tuple(wanted[name].shape)}{more}; they belong to different models"
-        )
-
-
-def _check_leftovers(report: LoadReport, *, layers_changed: bool, mlm: bool) -> None:
-    encoder = [name for name in report.unexpected if group_of(name) == "encoder"]
-    if encoder and not layers_changed:
-        raise UserError(
-            f"{report.source}: the file holds {len(encoder)} tensors of the encoder that the "
-            f"configuration has no place for ({encoder[0]} first); they belong to different models"
-        )
-    if mlm and DECODER in report.unexpected:
-        raise UserError(
-            f"{report.source}: {DECODER} differs from the word embeddings; a masked-LM head with "
-            "a decoder of its own is not supported"
-        )
 
 
 def save_checkpoint(

@@ -1,7 +1,7 @@
 """Read the weights of a checkpoint directory, whoever wrote them, under the published names.
 
 Published names are those of the first PyTorch releases: `bert.encoder.layer.0.output.dense.weight`.
-What other writers call a tensor is a row of `RENAMES`; `tf_checkpoint.py` has those of TensorFlow.
+What other writers call a tensor is a row of `RENAMES`; `tensorflow.py` has those of TensorFlow.
 """
 
 from __future__ import annotations
@@ -112,20 +112,14 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def read_weights(directory: Path) -> dict[str, Tensor]:
-    """Read all weights of `directory` as fp32 tensors under their published names.
+def read_weights(found: WeightFiles) -> dict[str, Tensor]:
+    """Read all weights as fp32 tensors under their published names.
 
     The decoder of a masked LM is left out where it equals the word embeddings.
 
     Raises:
-        UserError: no weights, a damaged file, a value that is not finite, an unusable type.
+        UserError: a damaged file, a value that is not finite, an unusable type.
     """
-    found = find_weights(directory)
-    if found is None:
-        raise UserError(
-            f"{directory} holds no weights; expected {SAFETENSORS}, {BIN}, one of them in shards "
-            "with an index, or bert_model.ckpt.*"
-        )
     weights: dict[str, Tensor] = {}
     for file in found.files:
         for name, tensor in _renamed(_read_file(file)):
@@ -139,11 +133,13 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     return weights
 
 
-def read_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weights in `directory`; empty if it has none. Reads headers only."""
-    found = find_weights(directory)
-    files = () if found is None else found.files
-    return {name: shape for file in files for name, shape in _renamed(_read_shapes(file))}
+def read_shapes(found: WeightFiles) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights under their published names. Reads headers only.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    return {name: shape for file in found.files for name, shape in _renamed(_read_shapes(file))}
 
 
 def _renamed(values: dict[str, Any]) -> Iterable[tuple[str, Any]]:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from transformer.checkpoint.config_file import read_config
-from transformer.checkpoint.directory import load_model
-from transformer.checkpoint.weight_files import find_weights
-from transformer.configuration import BertConfig
+from transformer.checkpoint.directory import Checkpoint
 from transformer.distillation.layers import IntermediateObjective, layer_map, objective_from_args
 from transformer.distillation.objectives import IntermediateLesson
 from transformer.distillation.students import (
@@ -31,7 +27,12 @@ from transformer.packed_linear import pack_linears
 from transformer.runtime.ranks import Runtime
 from transformer.tokenization import BertTokenizer
 from transformer.training.batches import BatchPlan
-from transformer.training.epochs import find_epoch_files, open_pretraining_data
+from transformer.training.epochs import (
+    EpochFile,
+    find_epoch_files,
+    has_pairs,
+    open_pretraining_data,
+)
 from transformer.training.loop import compile_forward
 from transformer.training.packed import PackedDataset
 from transformer.training.steps import RunPlan
@@ -51,8 +52,8 @@ class Job:
 
     args: argparse.Namespace
     runtime: Runtime
-    teacher_dir: Path
-    student_dir: Path
+    teacher: Checkpoint
+    student: Checkpoint
     tokenizer: BertTokenizer
     student_changes: dict[str, Any]
     objective: IntermediateObjective
@@ -65,37 +66,51 @@ class Job:
 
 def plan_job(args: argparse.Namespace, runtime: Runtime) -> Job:
     """Find the models and check that they fit each other and the flags."""
-    teacher_dir = cached_path(args.teacher_model, args.cache_dir)
-    student_dir = cached_path(args.student_model, args.cache_dir)
-    tokenizer = BertTokenizer.from_pretrained(teacher_dir, do_lower_case=args.do_lower_case)
-    teacher_config = read_config(teacher_dir)
-    changes = student_changes(
-        student_dir, teacher_config, copies_layers=bool(args.init_from_teacher)
+    teacher, student = (
+        Checkpoint(cached_path(name, args.cache_dir), args.do_lower_case)
+        for name in (args.teacher_model, args.student_model)
     )
-    student_config = replace(read_config(student_dir), **changes)
-    _check_vocabulary(tokenizer, student_dir, student_config, teacher_config)
-    objective = objective_from_args(args, student_config, teacher_config)
-    if args.continue_train and find_weights(student_dir) is None:
-        raise UserError(f"--continue_train: {student_dir} has no weights; leave the flag out")
+    tokenizer = _check_vocabularies(student, teacher)
+    changes = student_changes(
+        student.config, teacher.config, copies_layers=bool(args.init_from_teacher)
+    )
+    student_config = student.config.changed(**changes)
+    objective = objective_from_args(args, student_config, teacher.config)
+    if args.continue_train and student.files is None:
+        raise UserError(f"--continue_train: {student} has no weights; leave the flag out")
     if args.init_from_teacher:
-        check_layers_can_be_copied(student_config, teacher_config)
-        depths = student_config.num_hidden_layers, teacher_config.num_hidden_layers
+        check_layers_can_be_copied(student_config, teacher.config)
+        depths = student_config.num_hidden_layers, teacher.config.num_hidden_layers
         layer_map(*depths, args.init_from_teacher)
-    return Job(args, runtime, teacher_dir, student_dir, tokenizer, changes, objective)
+    teacher.check(TinyBertForPreTraining, config_changes={"fit_size": 0})
+    if args.continue_train:
+        student.check(TinyBertForPreTraining, config_changes=changes)
+    return Job(args, runtime, teacher, student, tokenizer, changes, objective)
 
 
-def _check_vocabulary(
-    tokenizer: BertTokenizer, student_dir: Path, student: BertConfig, teacher: BertConfig
-) -> None:
-    """Check that both models can embed what the teacher's tokenizer gives."""
-    for whose, config in (("teacher", teacher), ("student", student)):
-        if config.vocab_size < len(tokenizer.vocab):
+def _check_vocabularies(student: Checkpoint, teacher: Checkpoint) -> BertTokenizer:
+    """Return the teacher's tokenizer, once both models can embed what it gives."""
+    tokenizer = teacher.tokenizer
+    for whose, checkpoint in (("teacher", teacher), ("student", student)):
+        size = checkpoint.config.vocab_size
+        if size < len(tokenizer.vocab):
             raise UserError(
-                f"the {whose}'s vocab_size is {config.vocab_size}, but the teacher's vocabulary "
+                f"the {whose}'s vocab_size is {size}, but the teacher's vocabulary "
                 f"has {len(tokenizer.vocab)} entries; set it to that in the {whose}'s config.json"
             )
-    if (student_dir / "vocab.txt").is_file():
-        check_vocabularies(BertTokenizer.from_pretrained(student_dir), tokenizer)
+    if student.has_vocabulary:
+        check_vocabularies(student.tokenizer, tokenizer)
+    return tokenizer
+
+
+def _check_segments(job: Job, file: EpochFile) -> None:
+    """Raise UserError where examples have two segments and a model knows one."""
+    for whose, checkpoint in (("teacher", job.teacher), ("student", job.student)):
+        if checkpoint.config.type_vocab_size < 2 and has_pairs(file):
+            raise UserError(
+                f"{file.path} has examples of two segments, but the {whose} {checkpoint} knows one "
+                "(type_vocab_size 1); make the data with --one_seq, or give another model"
+            )
 
 
 def load_data(job: Job) -> tuple[RunPlan, tuple[PackedDataset, int]]:
@@ -103,6 +118,7 @@ def load_data(job: Job) -> tuple[RunPlan, tuple[PackedDataset, int]]:
     args = job.args
     files = find_epoch_files(args.pregenerated_data, args.max_seq_length)
     files = files[: math.ceil(args.num_train_epochs)]
+    _check_segments(job, files[0])
     datasets = open_pretraining_data(
         files, job.tokenizer.vocab, cache_dir=args.cache_dir, is_main=job.runtime.is_main
     )
@@ -131,15 +147,16 @@ def load_data(job: Job) -> tuple[RunPlan, tuple[PackedDataset, int]]:
 def load_models(job: Job) -> tuple[TinyBertForPreTraining, IntermediateLesson]:
     """Return the student, on its device, and what the frozen teacher has to teach it."""
     args, runtime = job.args, job.runtime
-    teacher, loaded = load_model(
-        TinyBertForPreTraining, job.teacher_dir, config_changes={"fit_size": 0}
-    )
+    teacher, loaded = job.teacher.load(TinyBertForPreTraining, config_changes={"fit_size": 0})
     loaded.log()
     torch.manual_seed(args.seed)
     if args.continue_train:
-        student = TinyBertForPreTraining.from_pretrained(job.student_dir, **job.student_changes)
+        student, continued = job.student.load(
+            TinyBertForPreTraining, config_changes=job.student_changes
+        )
+        continued.log()
     else:
-        student = TinyBertForPreTraining.from_scratch(job.student_dir, **job.student_changes)
+        student = TinyBertForPreTraining.from_scratch(job.student.config, **job.student_changes)
     if args.init_from_teacher:
         depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
         copy_layers(student, teacher, layer_map(*depths, args.init_from_teacher))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from transformer.checkpoint.config_file import read_config
 from transformer.configuration import BertConfig
 from transformer.distillation.layers import LayerPairs
 from transformer.files import UserError
@@ -78,12 +76,13 @@ def copy_layers(
     )
 
 
-def student_changes(path: Path, teacher: BertConfig, *, copies_layers: bool) -> dict[str, Any]:
+def student_changes(
+    student: BertConfig, teacher: BertConfig, *, copies_layers: bool
+) -> dict[str, Any]:
     """Return the changes that give a student a projection to the teacher's width, if it needs one.
 
     A student that takes over the teacher's layers is compared with it as it is.
     """
-    stored = read_config(path)
-    if copies_layers and not stored.fit_size and stored.hidden_size == teacher.hidden_size:
+    if copies_layers and not student.fit_size and student.hidden_size == teacher.hidden_size:
         return {}
-    return {} if stored.fit_size == teacher.hidden_size else {"fit_size": teacher.hidden_size}
+    return {} if student.fit_size == teacher.hidden_size else {"fit_size": teacher.hidden_size}

@@ -6,15 +6,13 @@ import logging
 import re
 from collections.abc import Sequence
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from transformer.checkpoint.directory import load_model
-from transformer.checkpoint.weight_files import find_weights, read_shapes
+from transformer.checkpoint.directory import Checkpoint
 from transformer.configuration import BertConfig
 from transformer.files import UserError
 from transformer.modeling import TinyBertForSequenceClassification
@@ -50,13 +48,7 @@ def label_order(names: Sequence[str], task: Task, whose: str) -> list[int]:
             )
         return [0]
     labels = task.labels or ()
-    if len(names) == len(labels) and all(re.fullmatch(r"LABEL_\d+", name) for name in names):
-        logger.warning(
-            "%s has no names for its labels (%s); they are taken to be %s, in this order",
-            whose,
-            ", ".join(names),
-            ", ".join(labels),
-        )
+    if _are_unnamed(names, task):
         return list(range(len(labels)))
     found = {_bare(name): number for number, name in enumerate(names)}
     for spelling in (labels, task.aliases):
@@ -67,6 +59,12 @@ def label_order(names: Sequence[str], task: Task, whose: str) -> list[int]:
         f"{whose} has the labels {', '.join(names)}; {task.name} has {', '.join(labels)}: they "
         "cannot be matched. Correct id2label in its config.json, or give --labels"
     )
+
+
+def _are_unnamed(names: Sequence[str], task: Task) -> bool:
+    """Say whether a classifier has an output for each label of the task, and no names for them."""
+    numbered = all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+    return numbered and not task.regression and len(names) == len(task.labels or ())
 
 
 def _bare(label: str) -> str:
@@ -101,7 +99,7 @@ def likely_label_order(logits: np.ndarray, labels: np.ndarray, task: Task) -> li
 
 
 def load_classifier(
-    path: Path, task: Task, whose: str, *, need_classifier: bool, **changes: Any
+    checkpoint: Checkpoint, task: Task, whose: str, *, need_classifier: bool, **changes: Any
 ) -> TinyBertForSequenceClassification:
     """Load a model for the task, its outputs in the order of the task's labels.
 
@@ -114,29 +112,69 @@ def load_classifier(
     Raises:
         UserError: the files are unusable, the labels cannot be matched, or a needed part is absent.
     """
-    if not path.is_dir() or find_weights(path) is None:
-        if need_classifier:
-            raise UserError(f"{path}: {whose} has no weights there")
-        logger.warning("%s: no weights there, so %s begins with random ones", path, whose)
-        config = {**label_config(task), **changes}
-        return TinyBertForSequenceClassification.from_scratch(path, **config)
-    has_classifier = "classifier.weight" in read_shapes(path)
-    require = ("encoder", "pooler", "classifier") if need_classifier else ("encoder",)
-    if not has_classifier:
-        changes = {**label_config(task), **changes}
-    model, report = load_model(
-        TinyBertForSequenceClassification, path, require=require, config_changes=changes
+    changes = _classifier_changes(checkpoint, task, changes)
+    if checkpoint.files is None and not need_classifier:
+        logger.warning("%s: no weights there, so %s begins with random ones", checkpoint, whose)
+        return TinyBertForSequenceClassification.from_scratch(checkpoint.config, **changes)
+    model, report = checkpoint.load(
+        TinyBertForSequenceClassification,
+        require=_needed_groups(need_classifier),
+        config_changes=changes,
     )
     report.log()
-    if has_classifier:
-        _match_classifier(model, task, f"{whose} {path}", need_classifier)
+    if "classifier" in checkpoint.groups:
+        _match_classifier(model, task, f"{whose} {checkpoint}", need_classifier)
     return model
+
+
+def check_classifier(
+    checkpoint: Checkpoint, task: Task, whose: str, *, need_classifier: bool, **changes: Any
+) -> None:
+    """Find from headers what `load_classifier` would refuse.
+
+    Raises:
+        UserError: as `load_classifier`, but for damaged files and values.
+    """
+    changes = _classifier_changes(checkpoint, task, changes)
+    if checkpoint.files is None and not need_classifier:
+        return
+    checkpoint.check(
+        TinyBertForSequenceClassification,
+        require=_needed_groups(need_classifier),
+        config_changes=changes,
+    )
+    if need_classifier:
+        label_order(_label_names(checkpoint.config), task, f"{whose} {checkpoint}")
+
+
+def _classifier_changes(
+    checkpoint: Checkpoint, task: Task, changes: dict[str, Any]
+) -> dict[str, Any]:
+    """Return `changes`, and the task's labels for a classifier that begins anew."""
+    has_classifier = "classifier" in checkpoint.groups
+    return changes if has_classifier else {**label_config(task), **changes}
+
+
+def _needed_groups(need_classifier: bool) -> tuple[str, ...]:
+    """Return which parts a model must hold weights of."""
+    return ("encoder", "pooler", "classifier") if need_classifier else ("encoder",)
+
+
+def _label_names(config: BertConfig) -> list[str]:
+    return [name for _, name in sorted((config.id2label or {}).items())]
 
 
 def _match_classifier(
     model: TinyBertForSequenceClassification, task: Task, whose: str, required: bool
 ) -> None:
-    names = [name for _, name in sorted((model.config.id2label or {}).items())]
+    names = _label_names(model.config)
+    if _are_unnamed(names, task):
+        logger.warning(
+            "%s has no names for its labels (%s); they are taken to be %s, in this order",
+            whose,
+            ", ".join(names),
+            ", ".join(task.labels or ()),
+        )
     try:
         _take_outputs(model, label_order(names, task, whose))
     except UserError as error:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer.checkpoint.config_file import read_config
+from transformer.checkpoint.directory import Checkpoint
 from transformer.distillation.students import freeze_teacher
-from transformer.file_utils import cached_path
 from transformer.files import atomic_write
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.packed_linear import pack_linears
@@ -20,7 +19,13 @@ from transformer.runtime.ranks import Runtime
 from transformer.tasks.benchmark import comparison, comparison_table, measure
 from transformer.tasks.classifiers import check_task_fits, load_classifier
 from transformer.tasks.files import RowReader, find_file, with_labels
-from transformer.tasks.job import load_teacher, open_dev_sets, read_tokenizer, token_cache
+from transformer.tasks.job import (
+    load_teacher,
+    open_checkpoint,
+    open_dev_sets,
+    shared_tokenizer,
+    token_cache,
+)
 from transformer.tasks.onnx_export import export_onnx
 from transformer.tasks.options import trains, with_defaults
 from transformer.tasks.results import (
@@ -46,9 +51,9 @@ class Delivery:
     task: Task
     runtime: Runtime
     cache: TokenCache
-    model_dir: Path
+    checkpoint: Checkpoint
     model: TinyBertForSequenceClassification
-    teacher_dir: Path | None
+    teacher: Checkpoint | None
 
 
 def deliver(args: argparse.Namespace, task: Task, runtime: Runtime) -> None:
@@ -62,8 +67,8 @@ def deliver(args: argparse.Namespace, task: Task, runtime: Runtime) -> None:
         with atomic_write(args.output_dir / "eval_args.json") as file:
             json.dump(vars(delivery.args), file, indent=2, default=str)
     teacher = None
-    if delivery.teacher_dir is not None and (args.do_eval or args.benchmark):
-        teacher = load_teacher(delivery.teacher_dir, delivery.task, args, runtime)
+    if delivery.teacher is not None and (args.do_eval or args.benchmark):
+        teacher = load_teacher(delivery.teacher, delivery.task, args, runtime)
     if args.do_eval:
         _evaluate(delivery, teacher)
     if args.do_predict:
@@ -76,11 +81,10 @@ def deliver(args: argparse.Namespace, task: Task, runtime: Runtime) -> None:
 
 def _plan(args: argparse.Namespace, task: Task, runtime: Runtime) -> Delivery:
     args = with_defaults(args, task)
-    model_dir = args.output_dir if trains(args) else cached_path(args.student_model, args.cache_dir)
-    teacher_dir = None
-    if args.teacher_model is not None:
-        teacher_dir = cached_path(args.teacher_model, args.cache_dir)
-    config = read_config(model_dir)
+    trained = str(args.output_dir) if trains(args) else args.student_model
+    checkpoint = open_checkpoint(trained, args)
+    teacher = open_checkpoint(args.teacher_model, args)
+    config = checkpoint.config
     check_task_fits(task, args.max_seq_length, config, "the model")
     if task.labels is None and not task.regression and config.id2label:
         # A task of the user's own may come without its training file: the model knows the labels.
@@ -88,21 +92,21 @@ def _plan(args: argparse.Namespace, task: Task, runtime: Runtime) -> Delivery:
         if find_file(args.data_dir, task.train) is None:
             task = replace(task, labels=tuple(names))
     task = with_labels(task, args.data_dir, args.errors)
-    tokenizer = read_tokenizer(args, model_dir, teacher_dir)
-    model = load_classifier(model_dir, task, "the model", need_classifier=True)
+    tokenizer = shared_tokenizer(checkpoint, teacher)
+    model = load_classifier(checkpoint, task, "the model", need_classifier=True)
     model.to(runtime.device).eval()
     if args.compile:
         compile_forward(model)
     cache = token_cache(args, tokenizer, runtime)
-    return Delivery(args, task, runtime, cache, model_dir, model, teacher_dir)
+    return Delivery(args, task, runtime, cache, checkpoint, model, teacher)
 
 
 def _evaluate(delivery: Delivery, teacher: TinyBertForSequenceClassification | None) -> None:
     args, task, runtime = delivery.args, delivery.task, delivery.runtime
     dev_sets = open_dev_sets(args.data_dir, task, delivery.cache)
     results = evaluate(delivery.model, task, dev_sets, args.eval_batch_size, runtime)
-    rows = {str(delivery.model_dir): results}
-    facts: dict[str, object] = {"task": task.name, "model": str(delivery.model_dir)}
+    rows = {str(delivery.checkpoint): results}
+    facts: dict[str, object] = {"task": task.name, "model": str(delivery.checkpoint)}
     if teacher is not None:
         rows["teacher"] = evaluate(teacher, task, dev_sets, args.eval_batch_size, runtime)
         facts |= {f"teacher_{key}": value for key, value in rows["teacher"].items()}
@@ -145,12 +149,12 @@ def _benchmark(delivery: Delivery, teacher: TinyBertForSequenceClassification | 
     if not args.compile:
         pack_linears(delivery.model)
     figures = [
-        measure(model, lengths, name=name, directory=directory, autocast=runtime.autocast)
-        for model, name, directory in (
-            (delivery.model, "student", delivery.model_dir),
-            (teacher, "teacher", delivery.teacher_dir),
+        measure(model, lengths, name=name, directory=checkpoint.path, autocast=runtime.autocast)
+        for model, name, checkpoint in (
+            (delivery.model, "student", delivery.checkpoint),
+            (teacher, "teacher", delivery.teacher),
         )
-        if model is not None
+        if model is not None and checkpoint is not None
     ]
     with atomic_write(args.output_dir / "benchmark.json") as file:
         json.dump(comparison(*figures), file, indent=2)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from transformer.checkpoint.config_file import read_config
-from transformer.checkpoint.weight_files import find_weights, read_shapes
+from transformer.checkpoint.directory import Checkpoint
 from transformer.distillation.layers import IntermediateObjective, layer_map, objective_from_args
 from transformer.distillation.objectives import (
     IntermediateLesson,
@@ -34,7 +32,12 @@ from transformer.modeling import TinyBertForSequenceClassification
 from transformer.packed_linear import pack_linears
 from transformer.runtime.parallel import usable_cores
 from transformer.runtime.ranks import Runtime
-from transformer.tasks.classifiers import check_task_fits, likely_label_order, load_classifier
+from transformer.tasks.classifiers import (
+    check_classifier,
+    check_task_fits,
+    likely_label_order,
+    load_classifier,
+)
 from transformer.tasks.files import find_file, require_file, with_labels
 from transformer.tasks.metrics import Results, score
 from transformer.tasks.options import needs_teacher, with_defaults, with_eval_step
@@ -50,24 +53,21 @@ from transformer.training.packed import PackedDataset
 logger = logging.getLogger(__name__)
 
 
-def read_tokenizer(
-    args: argparse.Namespace, student_dir: Path, teacher_dir: Path | None
-) -> BertTokenizer:
+def open_checkpoint(name: str | None, args: argparse.Namespace) -> Checkpoint | None:
+    """Return the checkpoint that a flag names, fetched if need be; None where it names none."""
+    if name is None:
+        return None
+    return Checkpoint(cached_path(name, args.cache_dir), args.do_lower_case)
+
+
+def shared_tokenizer(student: Checkpoint, teacher: Checkpoint | None) -> BertTokenizer:
     """Return the student's tokenizer, the teacher's if the student has none yet; compare both."""
-
-    def read(directory: Path | None) -> BertTokenizer | None:
-        names = ("vocab.txt", "tokenizer.json")
-        if directory is None or not any((directory / name).is_file() for name in names):
-            return None
-        return BertTokenizer.from_pretrained(directory, do_lower_case=args.do_lower_case)
-
-    student, teacher = read(student_dir), read(teacher_dir)
-    if student is not None and teacher is not None:
-        check_vocabularies(student, teacher)
-    tokenizer = student or teacher
-    if tokenizer is None:
-        raise UserError(f"{student_dir}: no vocab.txt; copy the vocabulary of its teacher there")
-    return tokenizer
+    owners = [model for model in (student, teacher) if model is not None and model.has_vocabulary]
+    if not owners:
+        raise UserError(f"{student}: no vocab.txt; copy the vocabulary of its teacher there")
+    if len(owners) == 2:
+        check_vocabularies(*(model.tokenizer for model in owners))
+    return owners[0].tokenizer
 
 
 def token_cache(args: argparse.Namespace, tokenizer: BertTokenizer, runtime: Runtime) -> TokenCache:
@@ -115,34 +115,34 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
     """
     args = with_defaults(args, task)
     task = with_labels(task, args.data_dir, args.errors)
-    student_dir = cached_path(args.student_model, args.cache_dir)
-    teacher_dir = None
-    if args.teacher_model is not None and (needs_teacher(args) or args.init_from_teacher):
-        teacher_dir = cached_path(args.teacher_model, args.cache_dir)
-    tokenizer = read_tokenizer(args, student_dir, teacher_dir)
-    changes, objective = _check_models(args, task, student_dir, teacher_dir)
+    student = open_checkpoint(args.student_model, args)
+    teacher = None
+    if needs_teacher(args) or args.init_from_teacher:
+        teacher = open_checkpoint(args.teacher_model, args)
+    tokenizer = shared_tokenizer(student, teacher)
+    changes, objective = _check_models(args, task, student, teacher)
     cache = token_cache(args, tokenizer, runtime)
     train_set = open_training_set(args, task, cache)
     dev_sets = open_dev_sets(args.data_dir, task, cache)
     args = with_eval_step(args, len(dev_sets[0].dataset))
     lesson: Lesson = PredictionLesson(task.regression, None, 1.0, gold_on_augmented=True)
     teacher_results: Results = {}
-    if teacher_dir is not None and needs_teacher(args):
-        teacher = load_teacher(teacher_dir, task, args, runtime)
-        teacher_results = inspect_teacher(teacher, task, dev_sets, args.eval_batch_size, runtime)
+    if teacher is not None and needs_teacher(args):
+        model = load_teacher(teacher, task, args, runtime)
+        teacher_results = inspect_teacher(model, task, dev_sets, args.eval_batch_size, runtime)
         if objective is not None:
-            lesson = IntermediateLesson(teacher, objective)
+            lesson = IntermediateLesson(model, objective)
         else:
-            targets = _targets(args, teacher, train_set, cache.directory, runtime)
+            targets = _targets(args, model, train_set, cache.directory, runtime)
             lesson = _prediction_lesson(args, task, targets)
     return Job(
         args=args,
         task=task,
         runtime=runtime,
         tokenizer=tokenizer,
-        student_dir=student_dir,
+        student=student,
         student_changes=changes,
-        teacher_dir=teacher_dir,
+        teacher=teacher,
         train_set=train_set,
         dev_sets=dev_sets,
         lesson=lesson,
@@ -178,45 +178,46 @@ def _prediction_lesson(args: argparse.Namespace, task: Task, targets: Targets) -
 
 
 def _check_models(
-    args: argparse.Namespace, task: Task, student_dir: Path, teacher_dir: Path | None
+    args: argparse.Namespace, task: Task, student: Checkpoint, teacher: Checkpoint | None
 ) -> tuple[dict[str, Any], IntermediateObjective | None]:
-    """Check configurations before weights; return the student's changes and what layers teach."""
-    student = read_config(student_dir)
-    check_task_fits(task, args.max_seq_length, student, "the student")
-    if teacher_dir is None:
-        return {}, None
-    teacher = read_config(teacher_dir)
-    check_task_fits(task, args.max_seq_length, teacher, "the teacher")
-    if needs_teacher(args):
-        _check_fine_tuned(teacher_dir)
-    if args.init_from_teacher:
-        check_layers_can_be_copied(student, teacher)
-        layer_map(student.num_hidden_layers, teacher.num_hidden_layers, args.init_from_teacher)
-    if args.finetune or args.pred_distill:
-        return {}, None
-    changes = student_changes(student_dir, teacher, copies_layers=bool(args.init_from_teacher))
-    return changes, objective_from_args(args, replace(student, **changes), teacher)
+    """Check models before weights are read; return the student's changes and what layers teach."""
+    changes, objective = {}, None
+    check_task_fits(task, args.max_seq_length, student.config, "the student")
+    if teacher is not None:
+        check_task_fits(task, args.max_seq_length, teacher.config, "the teacher")
+        if needs_teacher(args):
+            _check_fine_tuned(teacher)
+        check_classifier(teacher, task, "the teacher", need_classifier=True)
+        if args.init_from_teacher:
+            check_layers_can_be_copied(student.config, teacher.config)
+            depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+            layer_map(*depths, args.init_from_teacher)
+        if not (args.finetune or args.pred_distill):
+            copies = bool(args.init_from_teacher)
+            changes = student_changes(student.config, teacher.config, copies_layers=copies)
+            objective = objective_from_args(args, student.config.changed(**changes), teacher.config)
+    check_classifier(student, task, "the student", need_classifier=False, **changes)
+    return changes, objective
 
 
-def _check_fine_tuned(teacher_dir: Path) -> None:
+def _check_fine_tuned(teacher: Checkpoint) -> None:
     """Refuse a teacher that learned no task, by the names of its tensors."""
-    needed = {"bert.pooler.dense.weight", "classifier.weight"}
-    if find_weights(teacher_dir) is not None and not needed <= read_shapes(teacher_dir).keys():
+    if teacher.files is not None and not {"pooler", "classifier"} <= teacher.groups:
         raise UserError(
-            f"the teacher {teacher_dir} has no classifier or no pooler: it was not fine-tuned on a "
+            f"the teacher {teacher} has no classifier or no pooler: it was not fine-tuned on a "
             "task. --finetune makes a teacher of a BERT model"
         )
 
 
 def load_teacher(
-    teacher_dir: Path, task: Task, args: argparse.Namespace, runtime: Runtime
+    checkpoint: Checkpoint, task: Task, args: argparse.Namespace, runtime: Runtime
 ) -> TinyBertForSequenceClassification:
     """Return the frozen teacher.
 
     Raises:
         UserError: it has no classifier, or one for other labels.
     """
-    teacher = load_classifier(teacher_dir, task, "the teacher", need_classifier=True)
+    teacher = load_classifier(checkpoint, task, "the teacher", need_classifier=True)
     freeze_teacher(teacher, runtime)
     if args.compile:
         compile_forward(teacher)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from transformer.checkpoint.directory import Checkpoint
 from transformer.distillation.layers import layer_map
 from transformer.distillation.objectives import IntermediateLesson, lesson_loss
 from transformer.distillation.students import copy_layers
@@ -35,9 +35,9 @@ class Job:
     task: Task
     runtime: Runtime
     tokenizer: BertTokenizer
-    student_dir: Path
+    student: Checkpoint
     student_changes: dict[str, Any]
-    teacher_dir: Path | None
+    teacher: Checkpoint | None
     train_set: PackedDataset
     dev_sets: list[DevSet]
     lesson: Lesson
@@ -124,13 +124,11 @@ class Run:
         job, args = self.job, self.args
         torch.manual_seed(args.seed)
         student = load_classifier(
-            job.student_dir, job.task, "the student", need_classifier=False, **job.student_changes
+            job.student, job.task, "the student", need_classifier=False, **job.student_changes
         )
         if args.init_from_teacher:
             # The lesson's teacher may be held in half precision; what is copied is not.
-            teacher = load_classifier(
-                job.teacher_dir, job.task, "the teacher", need_classifier=True
-            )
+            teacher = load_classifier(job.teacher, job.task, "the teacher", need_classifier=True)
             depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
             copy_layers(student, teacher, layer_map(*depths, args.init_from_teacher))
         if isinstance(job.lesson, IntermediateLesson):

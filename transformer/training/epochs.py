@@ -172,6 +172,15 @@ def find_epoch_files(directory: str | Path, max_seq_length: int) -> list[EpochFi
     return files
 
 
+def has_pairs(file: EpochFile) -> bool:
+    """Say whether the first example has two segments; a line that cannot be read has none."""
+    with open(file.path, "rb") as lines:
+        try:
+            return 1 in json.loads(lines.readline())["segment_ids"]
+        except (ValueError, LookupError, TypeError):
+            return False  # the line is refused when the data is read
+
+
 def _with_metrics(path: Path) -> EpochFile:
     metrics_path = path.with_name(f"{path.stem}_metrics.json")
     try:
