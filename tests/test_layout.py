@@ -16,7 +16,7 @@ ORDER = (
     ("file_utils", "download", "hub", "s3", "archives"),
     ("characters", "vocabulary", "attention", "configuration"),
     ("tokenization", "modeling", "optimization"),
-    ("packed_linear",),
+    ("packed_linear", "sentence_pieces"),
     ("architectures",),
     ("runtime",),
     ("checkpoint",),
@@ -27,9 +27,13 @@ ORDER = (
     ("augmentation",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
-# `from_pretrained` of a model opens a checkpoint, and a head builds the encoder of any
-# architecture: the two imports that go up, made when called.
-EXCEPTIONS = {("modeling", "checkpoint"), ("modeling", "architectures")}
+# `from_pretrained` of a model opens a checkpoint, a head builds the encoder of any architecture,
+# `from_pretrained` of a tokenizer finds SentencePiece: the imports that go up, made when called.
+EXCEPTIONS = {
+    ("modeling", "checkpoint"),
+    ("modeling", "architectures"),
+    ("tokenization", "sentence_pieces"),
+}
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -21,6 +21,10 @@ class UserError(ValueError):
     """A mistake of the user's, told in one line: what was given, what is allowed, what to do."""
 
 
+class EnvironmentFault(UserError):
+    """A fault of the machine that the user can mend, such as a missing package; exit code 3."""
+
+
 def _umask() -> int:
     """Return the umask of the process; POSIX has no call that only reads it."""
     mask = os.umask(0o022)

@@ -19,7 +19,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 # In the order in which they are looked for; the first that exists is taken.
 CONFIGS = ("config.json", "bert_config.json")
 
-VOCABULARIES = ("vocab.txt", "tokenizer.json")
+VOCABULARIES = ("vocab.txt", "tokenizer.json", "spiece.model")
 
 WEIGHTS = (
     "model.safetensors",

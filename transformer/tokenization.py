@@ -24,7 +24,9 @@ from transformer.vocabulary import (
     SPECIAL_TOKENS,
     TOKENIZER_FILES,
     VOCAB_NAME,
+    VOCABULARY_FILES,
     find_vocab,
+    has_sentence_pieces,
     parse_vocab,
     read_vocab_bytes,
     resolve_case,
@@ -347,12 +349,19 @@ class BertTokenizer:
             do_lower_case: the user's flag. None follows `tokenizer_config.json`, then
                 `tokenizer.json`, then the vocabulary: one without a capital is lower-cased.
 
+        Returns:
+            For a SentencePiece model, a `SentencePieceTokenizer`.
+
         Raises:
             UserError: nothing there, or not a BERT vocabulary.
         """
         location = Path(cached_path(path, cache_dir, files=TOKENIZER_FILES))
         directory = location if location.is_dir() else location.parent
         vocab_file = find_vocab(location) if location.is_dir() else location
+        if has_sentence_pieces(vocab_file):
+            from transformer.sentence_pieces import SentencePieceTokenizer  # extends this class
+
+            return SentencePieceTokenizer(directory, do_lower_case)
         options = stored_options(directory)
         stored = options.pop("do_lower_case", None)
         tokenizer = cls(vocab_file, bool(do_lower_case), **options)
@@ -376,7 +385,8 @@ class BertTokenizer:
         target.mkdir(parents=True, exist_ok=True)
         self.save_vocabulary(target)
         # Hugging Face would prefer what another model left there.
-        (target / "tokenizer.json").unlink(missing_ok=True)
+        for name in {*VOCABULARY_FILES} - {VOCAB_NAME}:
+            (target / name).unlink(missing_ok=True)
         names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
         special = dict(zip(names, SPECIAL_TOKENS, strict=True))
         config = {"tokenizer_class": "BertTokenizer", **self._options, **special}

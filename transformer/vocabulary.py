@@ -16,10 +16,14 @@ VOCAB_NAME = "vocab.txt"
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-# Where a vocabulary is read from: the first that exists.
-VOCABULARY_FILES = (VOCAB_NAME, "tokenizer.json")
+SENTENCE_PIECE_NAME = "spiece.model"  # English ALBERT's
 
-TOKENIZER_FILES = (VOCAB_NAME, "tokenizer_config.json", "tokenizer.json")
+TOKENIZER_JSON = "tokenizer.json"
+
+# Where a vocabulary is read from: the first that exists.
+VOCABULARY_FILES = (VOCAB_NAME, SENTENCE_PIECE_NAME, TOKENIZER_JSON)
+
+TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json")
 
 
 def parse_vocab(content: bytes, name: str) -> dict[str, int]:
@@ -66,6 +70,13 @@ def find_vocab(directory: Path) -> Path:
     )
 
 
+def has_sentence_pieces(file: Path) -> bool:
+    """Say whether a vocabulary file holds a SentencePiece model."""
+    if file.name == TOKENIZER_JSON:
+        return (read_json(file).get("model") or {}).get("type") == "Unigram"
+    return file.name == SENTENCE_PIECE_NAME
+
+
 def read_vocab_bytes(file: Path) -> bytes:
     """Return the content of `vocab.txt`, or what it would be for a `tokenizer.json`."""
     try:
@@ -73,7 +84,7 @@ def read_vocab_bytes(file: Path) -> bytes:
             return file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot read the vocabulary: {error.strerror}") from None
-    model = _read_json(file).get("model") or {}
+    model = read_json(file).get("model") or {}
     ids = model.get("vocab")
     if model.get("type", "WordPiece") != "WordPiece" or not isinstance(ids, dict):
         raise UserError(f"{file}: holds a {model.get('type')} model; BERT needs WordPiece")
@@ -84,7 +95,7 @@ def read_vocab_bytes(file: Path) -> bytes:
     return ("\n".join(tokens) + "\n").encode("utf-8")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -101,7 +112,7 @@ def stored_options(directory: Path) -> dict[str, Any]:
     """Return the tokenizer settings of a checkpoint directory; `tokenizer_config.json` wins."""
     options: dict[str, Any] = {}
     if (directory / "tokenizer.json").is_file():
-        normalizer = _read_json(directory / "tokenizer.json").get("normalizer") or {}
+        normalizer = read_json(directory / "tokenizer.json").get("normalizer") or {}
         if normalizer.get("type") == "BertNormalizer":
             options = {
                 "do_lower_case": normalizer.get("lowercase"),
@@ -109,7 +120,7 @@ def stored_options(directory: Path) -> dict[str, Any]:
                 "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
             }
     if (directory / "tokenizer_config.json").is_file():
-        config = _read_json(directory / "tokenizer_config.json")
+        config = read_json(directory / "tokenizer_config.json")
         names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length")
         options.update({name: config[name] for name in names if name in config})
     return options

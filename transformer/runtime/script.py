@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from transformer.files import UserError, atomic_write
+from transformer.files import EnvironmentFault, UserError, atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ def _tell(message: str) -> None:
 def run_script(main: Callable[[], Any]) -> int:
     """Call `main` and return the exit code; a user's mistake becomes one line on stderr.
 
-    0: done. 1: the run failed. 2: the user's mistake. 130, 143: interrupted, terminated.
+    0: done. 1: the run failed. 2: the user's mistake. 3: a fault of the machine,
+    such as a missing package. 130, 143: interrupted, terminated.
     """
     # subtle: a signal that arrives outside the training loop still cleans up and says its code.
     signal.signal(signal.SIGTERM, _terminate)
@@ -63,7 +64,7 @@ def run_script(main: Callable[[], Any]) -> int:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(2)
         _tell(str(error))
-        return 2
+        return 3 if isinstance(error, EnvironmentFault) else 2
     except BrokenPipeError:
         # The reader of our stdout has left; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

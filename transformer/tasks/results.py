@@ -21,6 +21,7 @@ from transformer.tasks.metrics import Results, chance_score, is_better, score, w
 from transformer.tasks.table import Task
 from transformer.training.inference import predict_logits
 from transformer.training.packed import PackedDataset
+from transformer.vocabulary import VOCABULARY_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def results_table(title: str, rows: Mapping[str, Results]) -> str:
 
 # What makes a model; the best seed's are copied to the output directory, config.json last.
 MODEL_FILES = (
-    "vocab.txt",
+    *VOCABULARY_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "pytorch_model.bin",
