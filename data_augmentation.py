@@ -144,6 +144,8 @@ def open_input(args: argparse.Namespace, task: Task) -> RowReader:
         args.output = reader.path.with_name(f"{reader.path.stem}_aug{reader.path.suffix}")
     if args.output.resolve() == reader.path.resolve():
         raise UserError(f"--output {args.output} is the training file itself")
+    if args.output.is_dir():
+        raise UserError(f"--output {args.output} is a directory; give a file")
     if not args.output.parent.is_dir():
         raise UserError(f"--output {args.output}: no such directory")
     return reader
@@ -153,7 +155,10 @@ def load_augmenter(args: argparse.Namespace, runtime: Runtime) -> Augmenter:
     """Load the masked LM and its tokenizer; word vectors are added later."""
     stop_words = STOP_WORDS
     if args.stop_words:
-        lines = args.stop_words.read_text(encoding="utf-8-sig").lower().split("\n")
+        try:
+            lines = args.stop_words.read_text(encoding="utf-8-sig").lower().split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"--stop_words {args.stop_words}: not UTF-8; convert it") from error
         stop_words = frozenset(line.strip() for line in lines)
     config = AugmentationConfig(args.N, args.M, args.p, args.original_spacing)
     if not args.pretrained_bert_model:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -27,11 +28,14 @@ from transformer.vocabulary import (
     VOCABULARY_FILES,
     find_vocab,
     has_sentence_pieces,
+    keeps_accents,
     parse_vocab,
     read_vocab_bytes,
     resolve_case,
     stored_options,
 )
+
+logger = logging.getLogger(__name__)
 
 _SPECIAL_TOKEN = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
 
@@ -368,6 +372,11 @@ class BertTokenizer:
         tokenizer._options["do_lower_case"] = resolve_case(
             do_lower_case, stored, tokenizer.vocab, vocab_file
         )
+        nothing_stored = options.get("strip_accents") is None and stored is None
+        lowers = nothing_stored and tokenizer._options["do_lower_case"]
+        if lowers and keeps_accents(tokenizer.vocab):
+            logger.info("%s has accented entries: accents are kept", vocab_file)
+            tokenizer._options["strip_accents"] = False
         tokenizer._build()
         return tokenizer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,17 @@ TOKENIZER_JSON = "tokenizer.json"
 VOCABULARY_FILES = (VOCAB_NAME, SENTENCE_PIECE_NAME, TOKENIZER_JSON)
 
 TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json")
+# What tokenizer_config.json may call a tokenizer whose words are cut as BERT's are.
+WORDPIECE_CLASSES = frozenset(
+    f"{name}Tokenizer"
+    for name in ("Bert", "DistilBert", "Electra", "Albert", "MobileBert", "LayoutLM", "Nezha")
+) | {"PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend"}
 
 
 def parse_vocab(content: bytes, name: str) -> dict[str, int]:
-    """Return the id of each token: its line, counted from 0, with nothing but the line end cut.
+    """Return the id of each token: its line, counted from 0, without blanks and tabs around it.
+
+    Blank lines at the end are nothing.
 
     Raises:
         UserError: not UTF-8, a blank line, a duplicate, or no special tokens; with the line.
@@ -37,12 +45,13 @@ def parse_vocab(content: bytes, name: str) -> dict[str, int]:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(f"{name}, line {line}: not UTF-8; give a BERT vocabulary") from None
-    if lines[-1] == "":
+    while lines and not lines[-1].strip("\r"):
         lines.pop()
     vocab: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        # subtle: only the line end is cut. Some vocabularies have Unicode blanks as tokens.
+        # subtle: Unicode's other blanks stay. Some vocabularies have them as tokens.
         token = line.removesuffix("\r")
+        token = token.strip(" \t") or token
         if not token:
             raise UserError(f"{name}, line {number}: blank line; every line must hold one token")
         if token in vocab:
@@ -123,7 +132,51 @@ def stored_options(directory: Path) -> dict[str, Any]:
         config = read_json(directory / "tokenizer_config.json")
         names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length")
         options.update({name: config[name] for name in names if name in config})
+        _check_tokenizer(directory / "tokenizer_config.json", config)
+    _check_options(directory, options)
     return options
+
+
+def _check_options(directory: Path, options: dict[str, Any]) -> None:
+    """Refuse settings of another type: "false" in quotes would count as true."""
+    for name, value in options.items():
+        wanted = "a number" if name == "model_max_length" else "true, false or null"
+        allowed = (int, float) if name == "model_max_length" else (bool, type(None))
+        if not isinstance(value, allowed):
+            raise UserError(f"{directory}: {name} is {value!r}; the tokenizer needs {wanted}")
+
+
+def _check_tokenizer(file: Path, config: dict[str, Any]) -> None:
+    """Refuse the tokenizers of other languages that call themselves BERT's; warn of new words."""
+    name = str(config.get("tokenizer_class") or "BertTokenizer")
+    if name.removesuffix("Fast") not in WORDPIECE_CLASSES:
+        raise UserError(
+            f"{file}: tokenizer_class {name} cuts words in another way than BERT's WordPiece; "
+            "such a model cannot be read"
+        )
+    added = config.get("added_tokens_decoder") or {}
+    extra = [each.get("content") for each in added.values() if isinstance(each, dict)]
+    extra += config.get("additional_special_tokens") or []
+    markers = sorted({str(each) for each in extra} - set(SPECIAL_TOKENS))
+    if markers:
+        logger.warning(
+            "WARNING: %s names the special tokens %s; they are read as plain text here",
+            *(file, ", ".join(markers[:10])),
+        )
+
+
+def keeps_accents(vocab: dict[str, int]) -> bool:
+    """Say whether a vocabulary has entries that text without accents can never give.
+
+    Such are accented letters, Japanese voiced sounds, Korean syllables and Indic or Thai vowels.
+    Google's uncased vocabularies, English and Chinese, have none.
+    """
+
+    def stripped(token: str) -> str:
+        parts = unicodedata.normalize("NFD", token)
+        return "".join(part for part in parts if unicodedata.category(part) != "Mn")
+
+    return any(not token.isascii() and stripped(token) != token for token in vocab)
 
 
 def resolve_case(

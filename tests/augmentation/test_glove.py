@@ -195,3 +195,25 @@ def test_nearest_words_are_those_of_a_full_ranking(monkeypatch: pytest.MonkeyPat
 def test_fewer_words_than_wanted_and_vectors_of_zeros() -> None:
     table = WordVectors(["a", "b", "zero"], np.array([[1, 0], [1, 1], [0, 0]], np.float32))
     assert nearest_words(table, ["a", "zero"], 15) == {"a": ["b", "zero"], "zero": []}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("cut.zip", b"PK\x03\x04cut", "damaged or cut-off archive"),
+        ("cut.gz", gzip.compress(b"film 0.1 0.2\n" * 99)[:-20], "damaged or cut-off archive"),
+        ("vectors.bin", b"3000000 300\n</s> \x00\x01\x02\x00", "is binary"),
+    ],
+)
+def test_files_that_hold_no_text(name: str, content: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        load_word_vectors(tmp_path / name, cache_dir=tmp_path / "cache")
+
+
+def test_aligned_columns_and_gzip_by_any_name(tmp_path: Path) -> None:
+    lines = b"film   0.1  -0.2\ncity  -0.3   0.4\n"
+    (tmp_path / "v.txt").write_bytes(gzip.compress(lines))
+    vectors = load_word_vectors(tmp_path / "v.txt", cache_dir=tmp_path / "cache")
+    assert vectors.words == ["film", "city"]
+    np.testing.assert_allclose(vectors.vectors, [[0.1, -0.2], [-0.3, 0.4]], rtol=1e-6)

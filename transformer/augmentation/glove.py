@@ -87,7 +87,7 @@ def load_word_vectors(
         return cached
     logger.info("reading %s", path)
     words: list[str] = []
-    with atomic_write(vectors_file, "wb") as output:
+    with atomic_write(vectors_file, "wb") as output, _told(path):
         width, chunks = _chunks(path, limit)
         workers = usable_cores() if stat.st_size > PARALLEL_BYTES else 1
         parse = partial(_parse_chunk, name=str(path), width=width)
@@ -196,9 +196,16 @@ def _map_vectors(words: list[str], file: Path, width: int) -> WordVectors:
 def _open(path: Path) -> IO[bytes]:
     """Open a plain, gzip or zip file for reading bytes."""
     source = find_source(path)
-    if source.suffix == ".gz":
-        return gzip.open(source, "rb")
     if source.suffix != ".zip":
+        with open(source, "rb") as file:
+            head = file.read(1 << 12)
+        if head.startswith(b"\x1f\x8b"):
+            return gzip.open(source, "rb")
+        if b"\0" in head:
+            raise UserError(
+                f"{path} is binary; give word vectors as text, as gensim's "
+                "KeyedVectors.save_word2vec_format(FILE, binary=False) writes them"
+            )
         return open(source, "rb")
     archive = zipfile.ZipFile(source)
     names = [info.filename for info in archive.infolist() if not info.is_dir()]
@@ -208,6 +215,15 @@ def _open(path: Path) -> IO[bytes]:
     if member not in names:
         raise UserError(f"{source} holds {', '.join(names)}: give one, as {source}/{names[0]}")
     return archive.open(member)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tell of a damaged archive in one line."""
+    try:
+        yield
+    except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError) as e:
+        raise UserError(f"{path}: damaged or cut-off archive ({e}); download it again") from e
 
 
 def _chunks(path: Path, limit: int) -> tuple[int, Iterator[tuple[int, bytes]]]:
@@ -226,6 +242,8 @@ def _chunks(path: Path, limit: int) -> tuple[int, Iterator[tuple[int, bytes]]]:
         width, lines = max(counts, key=lambda fields: (counts[fields], -fields)), first
     if width < 1:
         raise UserError(f"{path}, line 1: no numbers; a line is a word and its numbers")
+    if any(b"\0" in line for line in first):
+        raise UserError(f"{path} is binary; give word vectors as text")
     numbered = chain(lines, file)
     return width, _join_lines(islice(numbered, limit or None), 2 if header else 1)
 
@@ -251,6 +269,8 @@ def _parse_chunk(
     words, numbers = [], []
     for line, text in enumerate(content.removesuffix(b"\n").split(b"\n"), number):
         stripped = text.rstrip(b" \t\r").replace(b"\t", b" ")
+        if b"  " in stripped:  # columns aligned by blanks
+            stripped = re.sub(rb" +", b" ", stripped)
         if not stripped:
             continue
         word, _, rest = stripped.partition(b" ")

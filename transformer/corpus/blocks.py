@@ -3,8 +3,10 @@
 Formats, told apart by what a file holds:
   - text: UTF-8, one sentence (or, with sentence splitting, one paragraph) a line, blank line
     between documents;
-  - WikiExtractor's `--json`: one object a line, its "text" is a document.
-Both may be gzipped (`.gz`). The end of a file ends a document. Blocks are cut from the bytes by
+  - WikiExtractor's `--json`: one object a line, its "text" is a document;
+  - WikiExtractor's default: `<doc ...>`, lines, `</doc>`; these tags, not blank lines, part the
+    documents.
+All may be gzipped. The end of a file ends a document. Blocks are cut from the bytes by
 rules that know nothing of workers, so whatever is made of them is the same for any number of these.
 """
 
@@ -12,7 +14,9 @@ from __future__ import annotations
 
 import glob
 import gzip
+import json
 import logging
+import re
 import stat
 import sys
 import zlib
@@ -35,6 +39,29 @@ STDIN = "-"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
+# First bytes of what is no text, and what to do with it.
+_MAGIC = {
+    b"BZh": "is compressed by bzip2; unpack it",
+    b"\xfd7zXZ": "is compressed by xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"PAR1": "is a parquet file; write its text to a plain file",
+    b"%PDF": "is a PDF; convert it to text",
+}
+_GZIP = b"\x1f\x8b"
+
+_TAG = re.compile(rb"<doc( [^>]*)?>|</doc>")
+
+
+def is_tag(line: bytes) -> bool:
+    """Say whether a line is one of WikiExtractor's, that begins or ends a document."""
+    return _TAG.fullmatch(line.strip()) is not None
+
+
+def is_blank(line: bytes) -> bool:
+    """Say whether a line holds nothing but blanks, Unicode's too."""
+    return not line.strip() or (line[:1] > b"\x7f" and not line.decode(errors="replace").strip())
+
 
 class Block(NamedTuple):
     """Consecutive whole lines of one file (or a part of one very long line)."""
@@ -42,7 +69,7 @@ class Block(NamedTuple):
     path: str
     line: int
     data: bytes
-    is_json: bool
+    kind: str  # "text", "json" or "tags"
     begins_file: bool
     continues_line: bool
 
@@ -94,7 +121,15 @@ def _open(name: str) -> IO[bytes]:
     if name == STDIN:
         return sys.stdin.buffer
     try:
-        return gzip.open(name, "rb") if name.endswith(".gz") else open(name, "rb")
+        if not _is_regular(name):
+            return gzip.open(name, "rb") if name.endswith(".gz") else open(name, "rb")
+        with open(name, "rb") as file:
+            head = file.read(6)
+        for magic, advice in _MAGIC.items():
+            if head.startswith(magic):
+                raise UserError(f"--train_corpus {name} {advice}")
+        is_gzip = head.startswith(_GZIP) or name.lower().endswith(".gz")
+        return gzip.open(name, "rb") if is_gzip else open(name, "rb")
     except OSError as error:
         raise UserError(f"--train_corpus {name}: {error.strerror}") from error
 
@@ -167,8 +202,11 @@ class DocumentCount:
         for number, line in enumerate(lines_of(block.data)):
             # The rest of a line that began in the last block may be blank; the line need not be.
             is_rest = number == 0 and block.continues_line
-            has_text = bool(line.strip()) or (is_rest and self._inside)
-            self.count += has_text and (block.is_json or not self._inside)
+            if block.kind == "tags":  # blank lines part nothing there
+                has_text = not is_tag(line) and (self._inside or not is_blank(line))
+            else:
+                has_text = not is_blank(line) or (is_rest and self._inside)
+            self.count += has_text and (block.kind == "json" or not self._inside)
             self._inside = has_text
             if self.at_least_two:
                 return
@@ -184,35 +222,57 @@ def lines_of(data: bytes) -> list[bytes]:
 
 def _file_blocks(name: str, file: IO[bytes]) -> Iterator[Block]:
     """Cut one file into blocks."""
-    is_json = None
+    kind = None
     begins_file, continues_line = True, False
     line = 1
     carry = b""
     while True:
         fresh = file.read(BLOCK_BYTES)
         buffer = carry + fresh
-        if is_json is None:
+        if kind is None:
             buffer = buffer.removeprefix(_BYTE_ORDER_MARK)
-            is_json = _looks_like_json_lines(buffer)
-            if is_json:
-                logger.info("%s: WikiExtractor JSON lines", name)
+            kind = _kind_of(name, buffer)
         if not buffer:
             return
-        end = _block_end(buffer, is_json) if fresh else len(buffer)
+        end = _block_end(buffer, kind == "json") if fresh else len(buffer)
         carry = buffer[end:]
         if end == 0:
             if len(buffer) > LONGEST_JSON_LINE:
                 raise UserError(f"{name}, line {line}: a JSON line of over {len(buffer)} bytes")
             continue
-        block = Block(name, line, buffer[:end], is_json, begins_file, continues_line)
+        block = Block(name, line, buffer[:end], kind, begins_file, continues_line)
         yield block
         line += block.data.count(b"\n")
         begins_file, continues_line = False, not block.data.endswith(b"\n")
 
 
-def _looks_like_json_lines(start: bytes) -> bool:
+def _kind_of(name: str, start: bytes) -> str:
+    """Tell by the first line of a file what its lines are.
+
+    Raises:
+        UserError: a JSON array, which is no line of text and no object a line.
+    """
     first_line = start.lstrip().split(b"\n", 1)[0]
-    return first_line.startswith(b"{") and b'"text"' in first_line
+    if is_tag(first_line):
+        logger.info("%s: WikiExtractor's tags part the documents, and are left out", name)
+        return "tags"
+    if first_line.startswith(b"{") and (b'"text"' in first_line or _is_json(first_line)):
+        logger.info("%s: JSON lines", name)
+        return "json"
+    if first_line.startswith(b"[{") or first_line.strip() == b"[":
+        raise UserError(
+            f'{name} is a JSON array; give text, or one object a line with a "text" '
+            "(jq -c '.[]' FILE writes these)"
+        )
+    return "text"
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _block_end(buffer: bytes, is_json: bool) -> int:

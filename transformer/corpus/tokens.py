@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer.corpus.blocks import Block, damaged_lines, undecodable_lines
+from transformer.corpus.blocks import Block, damaged_lines, is_tag, undecodable_lines
 from transformer.corpus.sentences import split_sentences
 from transformer.files import UserError
 from transformer.tokenization import BertTokenizer
@@ -96,7 +96,10 @@ class BlockTokenizer:
         counts["lines read in pieces"] += block.continues_line
         # subtle: not splitlines(), which also ends lines at characters that stand inside text.
         lines = text.removesuffix("\n").split("\n")
-        if not block.is_json:
+        if block.kind == "tags":
+            yield from self._between_tags(lines, counts)
+            return
+        if block.kind == "text":
             # subtle: the rest of a line that began in the last block is no blank line.
             is_blank_rest = block.continues_line and not lines[0].strip()
             for line in lines[is_blank_rest:]:
@@ -108,18 +111,30 @@ class BlockTokenizer:
                 for paragraph in self._json_text(line, f"{block.path}, line {number}", counts):
                     yield paragraph.strip()
 
+    @staticmethod
+    def _between_tags(lines: list[str], counts: Counter[str]) -> Iterator[str | None]:
+        """Yield the lines of documents that begin with <doc ...> and end with </doc>."""
+        for line in lines:
+            if is_tag(line.encode()):
+                counts["WikiExtractor tags"] += 1
+                yield DOCUMENT_BREAK
+            elif line.strip():
+                yield line.strip()
+
     def _json_text(self, line: str, place: str, counts: Counter[str]) -> list[str]:
-        """Return the paragraphs of one document of WikiExtractor's."""
+        """Return the paragraphs of one document; a "text" of null has none."""
         try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
+            text = _text_of(json.loads(line))
+        except (ValueError, RecursionError) as error:
             if self.errors != "skip":
                 raise UserError(
-                    f'{place}: no JSON object with "text" ({error}); --errors skip drops such lines'
+                    f'{place}: no JSON object with a "text" ({error}); --errors skip drops such '
+                    "lines"
                 ) from error
             counts["lines dropped"] += 1
             return []
-        return str(text).split("\n")
+        counts["JSON lines without text"] += text is None
+        return [] if text is None else text.split("\n")
 
     def _decode(self, block: Block, counts: Counter[str]) -> str:
         damaged = undecodable_lines(block)
@@ -158,6 +173,23 @@ class BlockTokenizer:
             pieces.append(min(piece, length))
             length -= pieces[-1]
         return pieces
+
+
+def _text_of(document: object) -> str | None:
+    """Return the text of a JSON line, None where it is null.
+
+    Raises:
+        ValueError: no object, or nothing there that is a text; says what there is.
+    """
+    if not isinstance(document, dict):
+        raise ValueError(f"a {type(document).__name__}")
+    if "text" not in document:
+        raise ValueError("its keys are " + ", ".join(map(repr, list(document)[:10])))
+    text = document["text"]
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"its text is a {type(text).__name__}")
+    # Half of a character that was cut in two cannot be encoded; the tokenizer drops U+FFFD.
+    return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger] | type[np.signedinteger]:

@@ -36,7 +36,7 @@ from transformer.tasks.results import (
     write_predictions,
 )
 from transformer.tasks.table import Source, Task
-from transformer.tasks.token_cache import TokenCache
+from transformer.tasks.token_cache import TokenCache, file_name
 from transformer.training.inference import predict_logits
 from transformer.training.loop import compile_forward
 
@@ -135,7 +135,7 @@ def _predict_file(delivery: Delivery, path: Path, source: Source) -> None:
         str(number) if reader.index_key is None else row.cells[reader.index_key]
         for number, row in enumerate(reader)
     ]
-    target = args.output_dir / f"{source.name}.tsv"
+    target = args.output_dir / f"{file_name(source.name)}.tsv"
     write_predictions(target, indices, predicted_cells(task, logits))
     logger.info("%s: %d predictions", target, len(indices))
 

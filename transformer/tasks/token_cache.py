@@ -153,7 +153,7 @@ class TokenCache:
             if originals is not None:
                 known = _row_hashes(RowReader(originals, task, task.train, errors=self.errors))
         key = self._key(reader, task, known)
-        store = self.directory / f"{_file_name(task.name)}-{path.stem}-{key}"
+        store = self.directory / f"{file_name(task.name)}-{path.stem}-{key}"
         self.directory.mkdir(parents=True, exist_ok=True)
         with file_lock(store.with_name(f".{store.name}.lock"), f"tokenising {path}"):
             if not (store / "meta.json").is_file():
@@ -262,7 +262,7 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """Return a task's name without what a file name may not hold."""
     return re.sub(r"[^\w.-]", "_", name)
 
