@@ -38,9 +38,10 @@ from transformer.file_utils import cached_path
 from transformer.files import UserError, file_lock
 from transformer.modeling import BertForMaskedLM
 from transformer.packed_linear import pack_linears
+from transformer.runtime.output_dir import restarted
 from transformer.runtime.progress import Progress
 from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
-from transformer.runtime.script import restarted, run_script
+from transformer.runtime.script import run_script
 from transformer.tasks.files import RowReader, require_file
 from transformer.tasks.table import Task, add_task_arguments, resolve_task
 from transformer.tokenization import BasicTokenizer

@@ -27,14 +27,10 @@ from transformer.distillation.objectives import lesson_loss
 from transformer.file_utils import upload
 from transformer.files import UserError
 from transformer.runtime.metrics_log import save_curves
+from transformer.runtime.output_dir import RunDirectory, run_directory
 from transformer.runtime.progress import Progress, Speed, closing_summary
 from transformer.runtime.ranks import add_runtime_arguments, close_runtime, setup_runtime
-from transformer.runtime.script import (
-    check_models_are_apart,
-    prepare_output_dir,
-    run_script,
-    save_args,
-)
+from transformer.runtime.script import run_script
 from transformer.training.loop import Lesson, begin_state, distribute, is_due, report, take_step
 from transformer.training.meter import stop_if_not_finite
 from transformer.training.options import add_training_arguments, check_training_arguments
@@ -50,6 +46,9 @@ from transformer.training.state import (
 from transformer.training.steps import RunPlan, step_batches
 
 logger = logging.getLogger("general_distill")
+
+# Flags that name what is read, and must not be written over.
+INPUTS = ("pregenerated_data", "teacher_model", "student_model")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -116,7 +115,6 @@ def build_parser() -> argparse.ArgumentParser:
 def check_args(args: argparse.Namespace) -> None:
     """Find mistakes that need no file to be read."""
     check_training_arguments(args)
-    check_models_are_apart(args, [args.output_dir])
     if args.max_seq_length < 3:
         raise UserError(f"--max_seq_length {args.max_seq_length}: give 3 or more")
     if args.continue_train and args.init_from_teacher:
@@ -233,13 +231,14 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     check_args(args)
     runtime = setup_runtime(args)
-    job = plan_job(args, runtime)
-    prepare_output_dir(
-        args.output_dir,
-        resume=args.resume,
-        overwrite=args.overwrite_output_dir,
-        is_main=runtime.is_main,
-    )
+    with run_directory(args, INPUTS, runtime) as directory:
+        run(plan_job(args, runtime), directory)
+    close_runtime(runtime)
+
+
+def run(job: Job, directory: RunDirectory) -> None:
+    """Train, or go on training; the output directory is touched when everything is checked."""
+    args, runtime = job.args, job.runtime
     plan, held = load_data(job)
     saved = read_state(args.output_dir, runtime) if args.resume else None
     identity = fingerprint(args, runtime, data=plan.content_key())
@@ -248,13 +247,11 @@ def main(argv: list[str] | None = None) -> None:
     if saved and saved["finished"]:
         logger.info("the run in %s is finished: nothing to do", args.output_dir)
         return
-    if runtime.is_main:
-        save_args(args, args.output_dir)
     student, lesson = load_models(job)
+    directory.begin(args)
     state = begin_state(student, args, runtime, plan.total_steps, saved, identity)
     train(job, plan, state, lesson, held)
     finish(job, state)
-    close_runtime(runtime)
 
 
 if __name__ == "__main__":

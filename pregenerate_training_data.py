@@ -34,11 +34,12 @@ from transformer.corpus.run import (
 from transformer.corpus.token_store import PART_TOKENS, StoreState, TokenStore, TokenStoreWriter
 from transformer.corpus.tokens import BlockTokenizer, token_dtype
 from transformer.file_utils import upload
-from transformer.files import UserError, file_lock
+from transformer.files import UserError
 from transformer.runtime.allocation import reuse_freed_memory
+from transformer.runtime.output_dir import run_directory
 from transformer.runtime.parallel import ordered_map
 from transformer.runtime.progress import Progress, closing_summary, format_seconds, setup_logging
-from transformer.runtime.script import prepare_output_dir, run_script, save_args
+from transformer.runtime.script import run_script
 from transformer.tokenization import BertTokenizer
 
 logger = logging.getLogger("pregenerate")
@@ -126,25 +127,19 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging()
     started = time.monotonic()
     check_args(args)
-    prepare_output_dir(args.output_dir, resume=args.resume, overwrite=args.overwrite_output_dir)
-    inputs = open_inputs(args)
-    run = open_run(args, inputs)
-    save_args(args, args.output_dir)
-    if args.data_url:
-        # An address that cannot be written is told now, not after hours.
-        upload(args.output_dir / "args.json", args.data_url)
-    lock = file_lock(args.output_dir / ".lock", f"it writes to {args.output_dir}")
-    with lock, full_disk_explained(run):
-        if args.resume:
-            run.restore()
-        if run.state.epoch < args.epochs_to_generate:
-            reuse_freed_memory()
-            store = tokenize_corpus(args, run, inputs)
-            write_epochs(args, run, store, inputs)
-        run.remove_store()
-        run.save()
-    if args.data_url:
-        run.upload_epochs(args.data_url)
+    with run_directory(args, ("train_corpus", "bert_model")) as directory:
+        inputs = open_inputs(args)
+        run = open_run(args, inputs)
+        directory.begin(args)
+        if not args.resume:
+            run.remove_store()
+        if args.data_url:
+            # An address that cannot be written is told now, not after hours.
+            upload(args.output_dir / "args.json", args.data_url)
+        with full_disk_explained(run):
+            generate(args, run, inputs)
+        if args.data_url:
+            run.upload_epochs(args.data_url)
     summarize(args, run, time.monotonic() - started)
 
 
@@ -201,8 +196,6 @@ def open_run(args: argparse.Namespace, inputs: Inputs) -> PregenerationRun:
         "train_corpus": inputs.survey.fingerprint if inputs.survey else "a pipe",
     }
     run = PregenerationRun(args.output_dir, args.tmp_dir, decisive)
-    if args.overwrite_output_dir:
-        run.remove_results()
     if args.resume:
         run.restore()
     if inputs.survey is not None:
@@ -212,6 +205,16 @@ def open_run(args: argparse.Namespace, inputs: Inputs) -> PregenerationRun:
         )
         check_space(run, args.epochs_to_generate, sizes)
     return run
+
+
+def generate(args: argparse.Namespace, run: PregenerationRun, inputs: Inputs) -> None:
+    """Write what is missing of the epochs."""
+    if run.state.epoch < args.epochs_to_generate:
+        reuse_freed_memory()
+        store = tokenize_corpus(args, run, inputs)
+        write_epochs(args, run, store, inputs)
+    run.remove_store()
+    run.save()
 
 
 def tokenize_corpus(args: argparse.Namespace, run: PregenerationRun, inputs: Inputs) -> TokenStore:

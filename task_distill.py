@@ -28,9 +28,10 @@ from transformer.checkpoint.directory import save_checkpoint
 from transformer.distillation.layers import add_distillation_arguments
 from transformer.file_utils import upload
 from transformer.runtime.metrics_log import save_curves, sum_by_kind
+from transformer.runtime.output_dir import RunDirectory, run_directory, save_args
 from transformer.runtime.progress import Progress, Speed, closing_summary
-from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
-from transformer.runtime.script import prepare_output_dir, run_script, save_args
+from transformer.runtime.ranks import add_runtime_arguments, close_runtime, setup_runtime
+from transformer.runtime.script import run_script
 from transformer.tasks.evaluate import deliver
 from transformer.tasks.job import plan_job
 from transformer.tasks.options import check_args, delivers, trains
@@ -59,6 +60,9 @@ from transformer.training.state import (
 from transformer.training.steps import RunPlan, step_batches
 
 logger = logging.getLogger("task_distill")
+
+# Flags that name what is read, and must not be written over.
+INPUTS = ("data_dir", "student_model", "teacher_model")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -170,7 +174,7 @@ def publish(run: Run, state: RunState, directory: Path, results: dict[str, float
         upload(args.output_dir, args.data_url)
 
 
-def run_seed(run: Run) -> dict[str, float]:
+def run_seed(run: Run, directory: RunDirectory) -> dict[str, float]:
     """Train one student; return the results of the model that is kept."""
     args, runtime = run.args, run.runtime
     batch_size = args.train_batch_size * runtime.world_size
@@ -183,11 +187,10 @@ def run_seed(run: Run) -> dict[str, float]:
     if saved and saved["finished"]:
         logger.info("the run in %s is finished: nothing to do", args.output_dir)
         return run.stored_results()
-    if runtime.is_main:
-        save_args(args, args.output_dir)
-        if saved is None:  # what a former run left would pass for this one's
-            shutil.rmtree(args.output_dir / "last", ignore_errors=True)
     student = run.load_student()
+    begin(run, directory)
+    if runtime.is_main and saved is None:  # what a former run left would pass for this one's
+        shutil.rmtree(args.output_dir / "last", ignore_errors=True)
     if args.compile:
         compile_forward(student)
     state = begin_state(student, args, runtime, plan.total_steps, saved, identity)
@@ -223,34 +226,30 @@ def finish(run: Run, state: RunState) -> None:
     )
 
 
-def run_seeds(job: Job) -> None:
+def begin(run: Run, directory: RunDirectory) -> None:
+    """Take over the output directory and, with several seeds, make this seed's own in it."""
+    has_own = run.args.output_dir != directory.path
+    directory.begin(run.job.args if has_own else run.args)
+    if has_own and run.runtime.is_main:
+        run.args.output_dir.mkdir(exist_ok=True)
+        save_args(run.args, run.args.output_dir)
+
+
+def run_seeds(job: Job, directory: RunDirectory) -> None:
     """Train with every seed; with several, report mean and deviation and keep the best."""
     args, seeds = job.args, job.args.seed
     if len(seeds) == 1:
-        run_seed(Run(job, argparse.Namespace(**{**vars(args), "seed": seeds[0]})))
+        run_seed(Run(job, argparse.Namespace(**{**vars(args), "seed": seeds[0]})), directory)
         return
-    if job.runtime.is_main:
-        save_args(args, args.output_dir)
     results = {}
     for seed in seeds:
         logger.info("seed %d", seed)
         changes = {"seed": seed, "output_dir": seed_directory(args.output_dir, seed)}
         own_args = argparse.Namespace(**{**vars(args), **changes})
-        prepare_directory(own_args, job.runtime)
-        results[seed] = run_seed(Run(job, own_args))
+        results[seed] = run_seed(Run(job, own_args), directory)
     if job.runtime.is_main:
         metric = job.task.best_metric if job.keeps_best else "eval_loss"
         report_seeds(args.output_dir, job.facts, results, metric)
-
-
-def prepare_directory(args: argparse.Namespace, runtime: Runtime) -> None:
-    """Make the output directory of a training, or refuse it."""
-    prepare_output_dir(
-        args.output_dir,
-        resume=args.resume,
-        overwrite=args.overwrite_output_dir,
-        is_main=runtime.is_main,
-    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -258,11 +257,11 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     task = check_args(args)
     runtime = setup_runtime(args)
-    if trains(args):
-        prepare_directory(args, runtime)
-        run_seeds(plan_job(args, task, runtime))
-    if delivers(args):
-        deliver(args, task, runtime)
+    with run_directory(args, INPUTS, runtime, starts_run=trains(args)) as directory:
+        if trains(args):
+            run_seeds(plan_job(args, task, runtime), directory)
+        if delivers(args):
+            deliver(args, task, runtime)
     close_runtime(runtime)
 
 

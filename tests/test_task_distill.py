@@ -335,11 +335,12 @@ def test_a_model_beside_the_run_is_left_alone(toy: Toy, monkeypatch: pytest.Monk
     shutil.copytree(toy.root / "base", here / "base")
     monkeypatch.chdir(here)
     flags = ["--finetune", "--output_dir", ".", "--overwrite_output_dir"]
-    toy.run(*flags, "--student_model", "base", epochs=0.2)
+    with pytest.raises(UserError, match="--student_model base would be overwritten"):
+        toy.run(*flags, "--student_model", "base", epochs=0.2)
+    assert [path.name for path in here.iterdir()] == ["base"]
     assert same_weights(here / "base", toy / "base")
-    assert weights_of(here)
-    with pytest.raises(UserError, match="nowhere"):
-        toy.run(*flags, "--student_model", "nowhere", epochs=0.2)
+    with pytest.raises(UserError, match="holds files .* but no run"):
+        toy.run(*flags, "--student_model", toy / "base", epochs=0.2)
 
 
 def test_fewer_rows_than_a_batch_train_too(toy: Toy) -> None:

@@ -1,13 +1,15 @@
-"""The user's mistake as an error, files that are never half there, and locks."""
+"""Errors that are told in one line, files that are never half there, and locks."""
 
 from __future__ import annotations
 
 import glob
+import json
 import logging
 import os
+import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -93,19 +95,63 @@ def atomic_write(
     sync_directory(target.parent)
 
 
+def write_json(
+    path: str | Path, content: Any, *, default: Callable[[Any], Any] | None = None
+) -> None:
+    """Replace a JSON file in one instant; letters stay readable.
+
+    Args:
+        default: turns what JSON does not know into what it does.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=default)
+    with atomic_write(path, "wb") as file:
+        # subtle: a file name that is not UTF-8 holds lone surrogates, U+DCFF for the byte FF; these
+        # are escaped as \\udcff, which is JSON's own way to write them.
+        file.write(text.encode("utf-8", "backslashreplace") + b"\n")
+
+
+# --- locks ---------------------------------------------------------------------------------------
+
+POLL_SECONDS = 0.1
+
+
+def _lock_on(path: str | Path) -> Any:
+    # Imported here: it takes as long as the rest of this package without torch.
+    import filelock
+
+    # Whoever may write into the directory may take the lock, whatever the umask of the first was.
+    mode = stat.S_IMODE(Path(path).parent.stat().st_mode) & 0o666
+    return filelock.FileLock(str(path), mode=mode)
+
+
+def try_lock(path: str | Path, seconds: float) -> Any | None:
+    """Take the lock file `path`, for this process; None if another one keeps it so long.
+
+    The system frees the lock of a process that dies. It is given back by `release()`.
+    """
+    import filelock
+
+    lock = _lock_on(path)
+    try:
+        lock.acquire(timeout=seconds, poll_interval=POLL_SECONDS)
+    except filelock.Timeout:
+        return None
+    return lock
+
+
 @contextmanager
 def file_lock(path: str | Path, waiting_for: str) -> Iterator[None]:
     """Hold the lock file `path`; others, in any process that sees the file, wait.
 
     Ranks wait here, and not in a collective, while one of them prepares data for hours. The
-    system releases the lock of a process that dies.
+    system frees the lock of a process that dies.
     """
-    import fcntl  # subtle: POSIX only, so imported where it is needed
-
-    with open(path, "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process: %s", waiting_for)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = try_lock(path, 0)
+    if lock is None:
+        logger.info("waiting for another process: %s", waiting_for)
+        lock = _lock_on(path)
+        lock.acquire(poll_interval=POLL_SECONDS)
+    try:
         yield
+    finally:
+        lock.release()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -19,7 +18,7 @@ import torch
 from transformer.files import UserError, file_lock
 from transformer.runtime import ranks as runtime_module
 from transformer.runtime.ranks import add_runtime_arguments, seed_step, setup_runtime
-from transformer.runtime.script import RunError, prepare_output_dir, run_script, save_args
+from transformer.runtime.script import RunError, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,59 +115,7 @@ def test_dropout_depends_on_seed_step_and_rank_alone():
     assert len({tuple(draw(*key)) for key in [(42, 7, 1), (42, 7, 0), (42, 8, 1), (43, 7, 1)]}) == 4
 
 
-# --- output directories ------------------------------------------------------------------------
-
-
-def prepare(path: Path, resume: bool = False, overwrite: bool = False) -> None:
-    prepare_output_dir(path, resume=resume, overwrite=overwrite)
-
-
-def test_new_output_dir_is_made(tmp_path):
-    prepare(tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir()
-    prepare(tmp_path / "a" / "b")  # empty: fine
-
-
-def test_held_output_dir_is_refused(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"notes.txt.*--resume.*--overwrite_output_dir"):
-        prepare(tmp_path)
-    with pytest.raises(UserError, match="no run"):
-        prepare(tmp_path, resume=True)
-    with pytest.raises(UserError, match="is a file"):
-        prepare(tmp_path / "notes.txt")
-    with pytest.raises(UserError, match="contradict"):
-        prepare(tmp_path, resume=True, overwrite=True)
-
-
-def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
-    (tmp_path / "best").mkdir()
-    for name in ("training_state.pt", "args.json", "best/config.json", "notes.txt"):
-        (tmp_path / name).touch()
-    prepare(tmp_path, overwrite=True)
-    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
-    assert left == ["best", "notes.txt"]
-
-
-def test_resuming_removes_what_a_killed_save_left(tmp_path):
-    for name in ("args.json", "training_state.pt", ".training_state.pt.x1y2.tmp"):
-        (tmp_path / name).touch()
-    prepare(tmp_path, resume=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["args.json", "training_state.pt"]
-
-
-def test_restart_by_torchrun_goes_before_overwriting(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    for name in ("args.json", "training_state.pt"):
-        (tmp_path / name).touch()
-    prepare(tmp_path, resume=True, overwrite=True)
-    assert (tmp_path / "training_state.pt").exists()
-
-
-def test_args_are_saved(tmp_path):
-    save_args(argparse.Namespace(output_dir=tmp_path, seed=3, name="é"), tmp_path)
-    saved = json.loads((tmp_path / "args.json").read_text(encoding="utf-8"))
-    assert saved == {"output_dir": str(tmp_path), "seed": 3, "name": "é"}
+# --- locks -------------------------------------------------------------------------------------
 
 
 def test_lock_makes_others_wait(tmp_path):

@@ -164,13 +164,6 @@ class PregenerationRun:
                 if path not in self._uploaded and upload(path, data_url):
                     self._uploaded.add(path)
 
-    def remove_results(self) -> None:
-        """Remove what a former run left."""
-        for pattern in ("epoch_*.json", "epoch_*.json.partial", STATE_FILE):
-            for path in self.output_dir.glob(pattern):
-                path.unlink()
-        self.remove_store()
-
     def remove_store(self) -> None:
         """Remove the token store, which is not needed when all epochs are there."""
         shutil.rmtree(self.store_dir, ignore_errors=True)
@@ -226,12 +219,15 @@ def check_space(run: PregenerationRun, epochs: int, sizes: tuple[int, int]) -> N
         store_bytes = 0
     epochs_bytes = max(epoch_bytes * (epochs - run.state.epoch) - run.state.size, 0)
     store_parent = run.store_dir.parent
-    store_parent.mkdir(parents=True, exist_ok=True)
+    while not store_parent.exists():  # a --tmp_dir that is still to be made
+        store_parent = store_parent.parent
     needs = [(run.output_dir, epochs_bytes), (store_parent, store_bytes)]
     if store_parent.stat().st_dev == run.output_dir.stat().st_dev:
         needs = [(run.output_dir, epochs_bytes + store_bytes)]
     for directory, needed in needs:
         free = shutil.disk_usage(directory).free
+        if directory == run.output_dir and run.state == RunState():
+            free += sum(path.stat().st_size for path in directory.glob("epoch_*"))  # replaced
         logger.info("%s: about %s needed, %s free", directory, _gib(needed), _gib(free))
         if needed > free:
             raise UserError(

@@ -6,11 +6,12 @@ import argparse
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from transformer.runtime.allocation import reuse_freed_memory
 from transformer.runtime.progress import setup_logging
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # Longest wait of one rank for another in a collective; long preparations wait on file locks.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -120,6 +123,25 @@ class Runtime:
         values = [value]
         dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
+
+    def on_main(self, function: Callable[[], Result]) -> Result:
+        """Return what `function()` returns on the main rank, on every rank.
+
+        Raises:
+            UserError: as the main rank met it, on every rank; none is left waiting.
+        """
+        if self.world_size == 1:
+            return function()
+        outcome = None
+        if self.is_main:
+            try:
+                outcome = function(), None
+            except UserError as error:
+                outcome = None, error
+        result, error = self.broadcast_object(outcome)
+        if error is not None:
+            raise error
+        return result
 
 
 def add_runtime_arguments(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from transformer.checkpoint.directory import Checkpoint
 from transformer.distillation.students import freeze_teacher
-from transformer.files import atomic_write
+from transformer.files import write_json
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.packed_linear import pack_linears
 from transformer.runtime.ranks import Runtime
@@ -64,8 +63,7 @@ def deliver(args: argparse.Namespace, task: Task, runtime: Runtime) -> None:
     delivery = _plan(args, task, runtime)
     if runtime.is_main:
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        with atomic_write(args.output_dir / "eval_args.json") as file:
-            json.dump(vars(delivery.args), file, indent=2, default=str)
+        write_json(args.output_dir / "eval_args.json", vars(delivery.args), default=str)
     teacher = None
     if delivery.teacher is not None and (args.do_eval or args.benchmark):
         teacher = load_teacher(delivery.teacher, delivery.task, args, runtime)
@@ -156,6 +154,5 @@ def _benchmark(delivery: Delivery, teacher: TinyBertForSequenceClassification | 
         )
         if model is not None and checkpoint is not None
     ]
-    with atomic_write(args.output_dir / "benchmark.json") as file:
-        json.dump(comparison(*figures), file, indent=2)
+    write_json(args.output_dir / "benchmark.json", comparison(*figures))
     print(comparison_table(*figures), flush=True)

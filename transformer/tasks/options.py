@@ -7,9 +7,7 @@ import logging
 from pathlib import Path
 
 from transformer.files import UserError
-from transformer.runtime.script import check_models_are_apart
 from transformer.tasks.files import find_file, require_file
-from transformer.tasks.results import seed_directory
 from transformer.tasks.table import Task, resolve_task
 from transformer.training.options import check_training_arguments
 
@@ -82,9 +80,6 @@ def _check_values(args: argparse.Namespace) -> None:
 
 
 def _check_training(args: argparse.Namespace, task: Task) -> None:
-    seeds = args.seed if len(args.seed) > 1 else []
-    seed_dirs = (seed_directory(args.output_dir, seed) for seed in seeds)
-    check_models_are_apart(args, [args.output_dir, *seed_dirs])
     if args.teacher_model is None and needs_teacher(args):
         raise UserError(
             "--teacher_model is needed for distillation: a model fine-tuned on the task (make one "

@@ -6,7 +6,7 @@ import argparse
 import math
 
 from transformer.files import UserError
-from transformer.runtime.script import restarted
+from transformer.runtime.output_dir import restarted
 
 COUNT_FLAGS = (
     *("train_batch_size", "eval_batch_size", "gradient_accumulation_steps"),
