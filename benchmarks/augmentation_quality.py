@@ -35,6 +35,7 @@ from transformer.packed_linear import pack_linears
 from transformer.runtime.ranks import native_bf16
 from transformer.tasks.classifiers import load_classifier
 from transformer.tasks.files import RowReader
+from transformer.tasks.kinds import CLASSIFICATION
 from transformer.tasks.table import TASKS, Task
 from transformer.tasks.token_cache import build_input
 from transformer.tokenization import BertTokenizer
@@ -145,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    names = [task.name for task in TASKS.values() if not task.regression]
+    names = [task.name for task in TASKS.values() if task.kind is CLASSIFICATION]
     add("--glue_dir", type=Path, required=True)
     add("--tasks", nargs="+", choices=names, required=True)
     add("--teachers", nargs="+", type=Path, required=True, help="fine-tuned, one for each task")

@@ -24,6 +24,7 @@ from transformer.augmentation.parts import Parts
 from transformer.files import UserError
 from transformer.modeling import BertForMaskedLM, TinyBertForSequenceClassification
 from transformer.runtime.script import run_script
+from transformer.tasks.kinds import REGRESSION
 from transformer.tasks.table import TASKS
 
 RARE = ["zebra", "Horse", "quickly", "unfathomable"]  # of several pieces in the tiny vocabulary
@@ -152,7 +153,7 @@ def test_every_task_of_the_table(run: Run, name: str) -> None:
     task = TASKS[name]
     rng = random.Random(4)
     columns = task.train.columns
-    label = "3.2" if task.regression else task.labels[0]
+    label = "3.2" if task.kind is REGRESSION else task.labels[0]
     rows = []
     for number in range(5):
         cells = [f"{column}-{number}" for column in columns]

@@ -16,6 +16,7 @@ import pytest
 
 from transformer.files import UserError
 from transformer.tasks.files import LabelReader, RowReader, with_labels
+from transformer.tasks.kinds import REGRESSION
 from transformer.tasks.table import TASKS, Source, Task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,7 +234,7 @@ def test_a_named_label_may_be_spelled_like_none(tmp_path: Path) -> None:
 
 
 def test_a_number_must_be_one_that_a_model_can_learn() -> None:
-    read = LabelReader.of(replace(OWN, regression=True))
+    read = LabelReader.of(replace(OWN, kind=REGRESSION))
     assert read("3e38", Path("x"), 1) == 3e38
     with pytest.raises(UserError, match="line 7: '1e39' is too large"):
         read("1e39", Path("x"), 7)

@@ -15,6 +15,7 @@ from transformer.tasks.files import (
     require_file,
     with_labels,
 )
+from transformer.tasks.kinds import REGRESSION
 from transformer.tasks.table import Source, Task
 
 TASK = Task("mine", ("text",), "label", Source("train"), (Source("dev"),), (), labels=("no", "yes"))
@@ -107,7 +108,7 @@ def test_unknown_labels_are_told_with_their_place(tmp_path: Path) -> None:
     reader = LabelReader.of(TASK)
     with pytest.raises(UserError, match=r"x\.tsv, line 7: label 'maybe'; the labels are no, yes"):
         reader("maybe", Path("x.tsv"), 7)
-    regression = LabelReader.of(Task("r", ("t",), "l", Source("t"), (), (), regression=True))
+    regression = LabelReader.of(Task("r", ("t",), "l", Source("t"), (), (), kind=REGRESSION))
     assert regression("2.50", Path("x"), 1) == 2.5
     for bad in ("", "nan", "high"):
         with pytest.raises(UserError, match="not a number"):

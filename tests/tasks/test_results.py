@@ -13,23 +13,22 @@ from sklearn import metrics as sk
 
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime.ranks import Runtime
+from transformer.tasks.kinds import CLASSIFICATION, REGRESSION
 from transformer.tasks.metrics import (
     METRICS,
     chance_score,
     compute_metrics,
-    gold_loss,
     is_better,
     worst_score,
 )
 from transformer.tasks.results import (
     DevSet,
     evaluate,
-    predicted_cells,
     warn_of_chance,
     write_dev_results,
     write_predictions,
 )
-from transformer.tasks.table import CLASSIFICATION_METRICS, REGRESSION_METRICS, TASKS, Source, Task
+from transformer.tasks.table import TASKS, Source, Task
 from transformer.training.batches import collate
 from transformer.training.inference import predict_logits
 from transformer.training.packed import PackedDataset, PackedWriter
@@ -72,7 +71,7 @@ def test_classification_metrics_equal_what_counting_gives(classes: int, rows: in
     labels = rng.integers(0, classes, rows)
     guesses = logits.argmax(1)
     matrix = counts(guesses, labels, classes)
-    found = compute_metrics(task_with(classes, CLASSIFICATION_METRICS), logits, labels)
+    found = compute_metrics(task_with(classes, CLASSIFICATION.allowed_metrics), logits, labels)
     assert found["acc"] == pytest.approx(np.trace(matrix) / rows)
     assert found["mcc"] == pytest.approx(gorodkins_r_k(matrix))
     assert found["macro_f1"] == pytest.approx(np.nanmean(f1_by_counting(matrix)))
@@ -80,7 +79,7 @@ def test_classification_metrics_equal_what_counting_gives(classes: int, rows: in
     assert found["f1"] == pytest.approx(f1)
     assert found["acc_and_f1"] == pytest.approx((found["acc"] + f1) / 2)
     loss = sk.log_loss(labels, torch.tensor(logits).double().softmax(1), labels=range(classes))
-    assert gold_loss(task_with(classes), logits, labels) == pytest.approx(loss)
+    assert CLASSIFICATION.loss(logits, labels) == pytest.approx(loss)
 
 
 def test_correlations_equal_those_of_ranks_by_hand() -> None:
@@ -92,7 +91,7 @@ def test_correlations_equal_those_of_ranks_by_hand() -> None:
         smaller = (values[None] < values[:, None]).sum(1)
         return smaller + ((values[None] == values[:, None]).sum(1) + 1) / 2
 
-    task = Task(**{**vars(TASKS["stsb"]), "metrics": REGRESSION_METRICS})
+    task = Task(**{**vars(TASKS["stsb"]), "metrics": REGRESSION.allowed_metrics})
     found = compute_metrics(task, scores, labels)
     guesses = scores[:, 0].astype(float)
     assert found["pearson"] == pytest.approx(np.corrcoef(guesses, labels)[0, 1])
@@ -114,7 +113,7 @@ def test_constant_answers() -> None:
 
 
 def test_every_metric_of_the_table_of_tasks_is_there() -> None:
-    offered = {*CLASSIFICATION_METRICS, *REGRESSION_METRICS}
+    offered = {*CLASSIFICATION.allowed_metrics, *REGRESSION.allowed_metrics}
     assert offered == set(METRICS)
     assert {name for task in TASKS.values() for name in task.metrics} <= offered
     assert [name for name, (_, higher_is_better) in METRICS.items() if not higher_is_better] == [
@@ -224,15 +223,20 @@ def test_nan_is_null_in_json(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "eval_results.txt").read_text() == "pearson = nan\n"
 
 
+def cells(task: Task, logits: np.ndarray) -> list[str]:
+    """Return predictions as they are written."""
+    return task.kind.cells(task, logits)
+
+
 def test_predictions_are_spelt_as_the_leaderboard_wants(tmp_path: Path) -> None:
     logits = np.array([[0.1, 0.9], [2.0, 1.0]], np.float32)
-    assert predicted_cells(TASKS["rte"], logits) == ["not_entailment", "entailment"]
-    assert predicted_cells(TASKS["qqp"], logits) == ["1", "0"]
-    assert predicted_cells(TASKS["mnli"], np.eye(3)) == ["contradiction", "entailment", "neutral"]
+    assert cells(TASKS["rte"], logits) == ["not_entailment", "entailment"]
+    assert cells(TASKS["qqp"], logits) == ["1", "0"]
+    assert cells(TASKS["mnli"], np.eye(3)) == ["contradiction", "entailment", "neutral"]
     scores = np.array([[-0.3], [2.34567], [5.2]], np.float32)
-    assert predicted_cells(TASKS["stsb"], scores) == ["0.000", "2.346", "5.000"]
+    assert cells(TASKS["stsb"], scores) == ["0.000", "2.346", "5.000"]
     own = Task(**{**vars(TASKS["stsb"]), "bounds": None})
-    assert predicted_cells(own, scores) == ["-0.300", "2.346", "5.200"]
+    assert cells(own, scores) == ["-0.300", "2.346", "5.200"]
     write_predictions(tmp_path / "RTE.tsv", ["0", "7"], ["entailment", "not_entailment"])
     written = (tmp_path / "RTE.tsv").read_bytes()
     assert written == b"index\tprediction\n0\tentailment\n7\tnot_entailment\n"

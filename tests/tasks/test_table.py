@@ -9,6 +9,7 @@ import pytest
 
 from transformer.files import UserError
 from transformer.tasks.files import LabelReader, RowReader, find_file, with_labels
+from transformer.tasks.kinds import REGRESSION
 from transformer.tasks.table import TASKS, Task, add_task_arguments, resolve_task
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -118,7 +119,7 @@ def test_official_files_are_read(name: str, tmp_path: Path) -> None:
     assert [reader.texts(r.cells) for r in rows] == [texts, texts]
     assert [reader.label(r.cells) for r in rows] == [label, label]
     number = LabelReader.of(task)(label, reader.path, 1)
-    assert number == (3.75 if task.regression else task.labels.index(label))
+    assert number == (3.75 if task.kind is REGRESSION else task.labels.index(label))
     test_path = write(tmp_path / "test.tsv", test_header, test_row)
     reader = RowReader(test_path, task, task.test[0], need_label=False, keep_all=True)
     assert [reader.texts(r.cells) for r in reader] == [texts]

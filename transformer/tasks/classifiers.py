@@ -16,19 +16,12 @@ from transformer.checkpoint.directory import Checkpoint
 from transformer.configuration import BertConfig
 from transformer.files import UserError
 from transformer.modeling import TinyBertForSequenceClassification
+from transformer.tasks.kinds import CLASSIFICATION
 from transformer.tasks.table import Task
 
 logger = logging.getLogger(__name__)
 
 # ------------------------------------------------------------------------------------ the labels
-
-
-def label_config(task: Task) -> dict[str, Any]:
-    """Return what config.json says about a classifier of the task."""
-    if task.regression:
-        return {"id2label": {0: "score"}, "problem_type": "regression"}
-    labels = dict(enumerate(task.labels or ()))
-    return {"id2label": labels, "problem_type": "single_label_classification"}
 
 
 def label_order(names: Sequence[str], task: Task, whose: str) -> list[int]:
@@ -40,13 +33,13 @@ def label_order(names: Sequence[str], task: Task, whose: str) -> list[int]:
     Raises:
         UserError: another number of labels, or other names; both lists are shown.
     """
-    if task.regression:
-        if len(names) != 1:
+    if not task.kind.names_labels:
+        if len(names) != task.num_labels:
             raise UserError(
-                f"{whose} classifies into {len(names)} labels ({', '.join(names)}); "
-                f"{task.name} is a regression task and needs one output"
+                f"{whose} classifies into {len(names)} labels ({', '.join(names)}); {task.name} is "
+                f"a {task.kind.name} task and needs {_outputs(task.num_labels)}"
             )
-        return [0]
+        return list(range(task.num_labels))
     labels = task.labels or ()
     if _are_unnamed(names, task):
         return list(range(len(labels)))
@@ -64,7 +57,11 @@ def label_order(names: Sequence[str], task: Task, whose: str) -> list[int]:
 def _are_unnamed(names: Sequence[str], task: Task) -> bool:
     """Say whether a classifier has an output for each label of the task, and no names for them."""
     numbered = all(re.fullmatch(r"LABEL_\d+", name) for name in names)
-    return numbered and not task.regression and len(names) == len(task.labels or ())
+    return numbered and task.kind.names_labels and len(names) == task.num_labels
+
+
+def _outputs(count: int) -> str:
+    return "one output" if count == 1 else f"{count} outputs"
 
 
 def _bare(label: str) -> str:
@@ -84,7 +81,7 @@ def likely_label_order(logits: np.ndarray, labels: np.ndarray, task: Task) -> li
 
     None where there is no such order, or too many labels to try.
     """
-    if task.regression or not 2 <= task.num_labels <= 5:
+    if task.kind is not CLASSIFICATION or not 2 <= task.num_labels <= 5:
         return None
     guesses, truth = logits.argmax(1), labels.astype(np.int64)
     orders = list(permutations(range(task.num_labels)))
@@ -152,7 +149,7 @@ def _classifier_changes(
 ) -> dict[str, Any]:
     """Return `changes`, and the task's labels for a classifier that begins anew."""
     has_classifier = "classifier" in checkpoint.groups
-    return changes if has_classifier else {**label_config(task), **changes}
+    return changes if has_classifier else {**task.kind.config(task), **changes}
 
 
 def _needed_groups(need_classifier: bool) -> tuple[str, ...]:
@@ -181,13 +178,13 @@ def _match_classifier(
         if required:
             raise
         logger.warning("%s; the classifier begins anew", str(error).split(":")[0])
-        for key, value in label_config(task).items():
+        for key, value in task.kind.config(task).items():
             setattr(model.config, key, value)
         fresh = nn.Linear(model.config.hidden_size, task.num_labels)
         nn.init.normal_(fresh.weight, std=model.config.initializer_range)
         nn.init.zeros_(fresh.bias)
         model.classifier = fresh
-    for key, value in label_config(task).items():
+    for key, value in task.kind.config(task).items():
         setattr(model.config, key, value)
 
 

@@ -29,7 +29,6 @@ from transformer.tasks.onnx_export import export_onnx
 from transformer.tasks.options import trains, with_defaults
 from transformer.tasks.results import (
     evaluate,
-    predicted_cells,
     results_table,
     write_dev_results,
     write_predictions,
@@ -84,7 +83,7 @@ def _plan(args: argparse.Namespace, task: Task, runtime: Runtime) -> Delivery:
     teacher = open_checkpoint(args.teacher_model, args)
     config = checkpoint.config
     check_task_fits(task, args.max_seq_length, config, "the model")
-    if task.labels is None and not task.regression and config.id2label:
+    if task.labels is None and task.kind.names_labels and config.id2label:
         # A task of the user's own may come without its training file: the model knows the labels.
         names = [name for _, name in sorted(config.id2label.items())]
         if find_file(args.data_dir, task.train) is None:
@@ -134,7 +133,7 @@ def _predict_file(delivery: Delivery, path: Path, source: Source) -> None:
         for number, row in enumerate(reader)
     ]
     target = args.output_dir / f"{file_name(source.name)}.tsv"
-    write_predictions(target, indices, predicted_cells(task, logits))
+    write_predictions(target, indices, task.kind.cells(task, logits))
     logger.info("%s: %d predictions", target, len(indices))
 
 

@@ -20,7 +20,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -41,7 +41,6 @@ DELIMITERS = (",", ";", "\t")  # of CSV, in the order of preference
 
 # Spellings of "there is no label here"; a task may still name one of them by --labels.
 NO_LABEL = frozenset(("", "-", "nan", "null", "na", "n/a"))
-LARGEST_SCORE = 3.4028234e38  # of a regression: the largest float32
 # Reasons for leaving a row out, as the closing line of a reading says them.
 BLANK, NO_TEXT, WITHOUT_LABEL = "blank", "without text", "without a label"
 SHORT, LONG = "with too few cells", "with too many cells"
@@ -475,32 +474,21 @@ def _as_text(value: object) -> str:
 
 @dataclass(frozen=True)
 class LabelReader:
-    """Turn the label cells of a task into numbers: an index into the labels, or the score."""
+    """Turn the label cells of a task into what is learnt: the number of the label, or the score."""
 
-    task: Task
-    index: dict[str, int]
+    read: Callable[[str], float]
 
     @classmethod
     def of(cls, task: Task) -> LabelReader:
         """Make one for a task whose labels are known."""
-        return cls(task, {label: number for number, label in enumerate(task.labels or ())})
+        return cls(task.kind.label_reader(task))
 
     def __call__(self, label: str, path: Path, line: int) -> float:
         """Return the number for a label; UserError says where an unknown one stands."""
-        if not self.task.regression:
-            if label not in self.index:
-                known = ", ".join(list(self.index)[:20])
-                raise UserError(f"{path}, line {line}: label {label!r}; the labels are {known}")
-            return float(self.index[label])
         try:
-            score = float(label)
-        except ValueError:
-            score = math.nan
-        if not math.isfinite(score):
-            raise UserError(f"{path}, line {line}: {label!r} is not a number to predict")
-        if abs(score) > LARGEST_SCORE:
-            raise UserError(f"{path}, line {line}: {label!r} is too large a number to predict")
-        return score
+            return self.read(label)
+        except ValueError as error:
+            raise UserError(f"{path}, line {line}: {error}") from None
 
 
 # ------------------------------------------------------------------------- labels of own tasks
@@ -515,7 +503,7 @@ def with_labels(task: Task, data_dir: str | Path, errors: str = "strict") -> Tas
     Raises:
         UserError: the training file is missing or holds fewer than two labels.
     """
-    if task.regression or task.labels:
+    if task.labels or not task.kind.names_labels:
         return task
     path = require_file(data_dir, task.train, "finding the labels (or give them by --labels)")
     reader = RowReader(path, task, task.train, errors=errors)

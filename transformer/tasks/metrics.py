@@ -92,20 +92,8 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> Resul
 
     F1 is that of the task's second label, `corr` the mean of Pearson and Spearman.
     """
-    if task.regression:
-        predictions, truth = logits[:, 0], labels
-    else:
-        predictions, truth = logits.argmax(1), labels.astype(np.int64)
+    predictions, truth = task.kind.predictions(logits), task.kind.truth(labels)
     return {name: METRICS[name][0](predictions, truth) for name in task.metrics}
-
-
-def gold_loss(task: Task, logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean loss against the gold labels: cross-entropy, or squared error."""
-    if task.regression:
-        return mean_squared_error(logits[:, 0], labels)
-    shifted = logits.astype(float) - logits.max(1, keepdims=True)
-    log_probs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return float(-log_probs[np.arange(len(labels)), labels.astype(np.int64)].mean())
 
 
 def is_better(score: float, best: float, metric: str) -> bool:
@@ -120,18 +108,15 @@ def worst_score(metric: str) -> float:
 
 
 def chance_score(task: Task, labels: np.ndarray) -> float:
-    """Return what a constant answer scores in the task's best metric, on these labels (N,)."""
-    if task.regression:
-        return float(np.var(labels)) if task.best_metric == "mse" else 0.0
-    constant = np.zeros((len(labels), task.num_labels))
-    scores = []
-    for number in range(task.num_labels):
-        constant[:] = 0
-        constant[:, number] = 1
-        scores.append(compute_metrics(task, constant, labels)[task.best_metric])
-    return max(scores)
+    """Return what the best constant answer scores in the task's best metric, on these labels."""
+    metric, higher_is_better = METRICS[task.best_metric]
+    truth = task.kind.truth(labels)
+    scores = [metric(guess, truth) for guess in task.kind.constant_predictions(task, labels)]
+    # A constant is correlated with nothing.
+    scores = [0.0 if math.isnan(score) else score for score in scores]
+    return max(scores) if higher_is_better else min(scores)
 
 
 def score(task: Task, logits: np.ndarray, labels: np.ndarray) -> Results:
     """Return the task's metrics and `eval_loss`, the loss against gold labels."""
-    return compute_metrics(task, logits, labels) | {"eval_loss": gold_loss(task, logits, labels)}
+    return compute_metrics(task, logits, labels) | {"eval_loss": task.kind.loss(logits, labels)}

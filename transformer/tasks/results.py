@@ -98,14 +98,6 @@ def write_dev_results(
             write_results(output_dir.with_name(output_dir.name + dev.suffix), {**facts, **own})
 
 
-def predicted_cells(task: Task, logits: np.ndarray) -> list[str]:
-    """Return predictions as they are written: label names, or scores within the task's bounds."""
-    if not task.regression:
-        return [task.labels[number] for number in logits.argmax(1)]
-    scores = logits[:, 0] if task.bounds is None else np.clip(logits[:, 0], *task.bounds)
-    return [f"{score:.3f}" for score in scores]
-
-
 def write_predictions(path: Path, indices: Sequence[str], cells: Sequence[str]) -> None:
     """Write a file for the leaderboard: the header "index prediction", then one row an example."""
     with atomic_write(path) as file:

@@ -6,10 +6,7 @@ import argparse
 from dataclasses import dataclass, replace
 
 from transformer.files import UserError
-
-CLASSIFICATION_METRICS = ("acc", "f1", "acc_and_f1", "macro_f1", "mcc")
-
-REGRESSION_METRICS = ("pearson", "spearmanr", "corr", "mse")
+from transformer.tasks.kinds import CLASSIFICATION, REGRESSION, Kind, check_labels_flag
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Task:
-    """What is known about a task. `labels` is None for regression, and for a task of the user's
-    until they are found in the training file."""
+    """What is known about a task. `labels` is None where its kind names none, and for a task of
+    the user's until they are found in the training file."""
 
     name: str
     text: tuple[str, ...]
@@ -41,8 +38,8 @@ class Task:
     train: Source
     dev: tuple[Source, ...]
     test: tuple[Source, ...]
+    kind: Kind = CLASSIFICATION
     labels: tuple[str, ...] | None = None
-    regression: bool = False
     metrics: tuple[str, ...] = ("acc",)
     best_metric: str = "acc"
     epochs: float = 20.0  # of the intermediate stage
@@ -55,7 +52,12 @@ class Task:
     @property
     def num_labels(self) -> int:
         """Return the width of the classifier."""
-        return 1 if self.regression else len(self.labels or ())
+        return len(self.kind.output_names(self))
+
+    @property
+    def regression(self) -> bool:
+        """Say whether the task is to predict a number."""
+        return self.kind is REGRESSION
 
     @property
     def directory(self) -> str:
@@ -63,83 +65,49 @@ class Task:
         return self.folder or self.name
 
 
-def _files(
-    name: str, columns: str, test_columns: str, **options: bool
-) -> dict[str, Source | tuple[Source, ...]]:
-    """Return train, dev and test of a task with one file of each; columns are tab-separated."""
-    header = tuple(columns.split("|"))
-    return {
-        "train": Source("train.tsv", header, **options),
-        "dev": (Source("dev.tsv", header, **options),),
-        "test": (Source("test.tsv", tuple(test_columns.split("|")), name=name),),
-    }
-
-
-_PAIR = ("sentence1", "sentence2")
-
+# Columns of official files that several rows share.
 _MNLI_TEXT = (
     *("index", "promptID", "pairID", "genre", "sentence1_binary_parse"),
-    *("sentence2_binary_parse", "sentence1_parse", "sentence2_parse", *_PAIR),
+    *("sentence2_binary_parse", "sentence1_parse", "sentence2_parse", "sentence1", "sentence2"),
 )
 
 _MNLI_TRAIN = Source("train.tsv", (*_MNLI_TEXT, "label1", "gold_label"))
 
-_MNLI_DEV = (
-    *_MNLI_TEXT,
-    "label1",
-    "label2",
-    "label3",
-    "label4",
-    "label5",
-    "gold_label",
-)
+_MNLI_DEV = (*_MNLI_TEXT, "label1", "label2", "label3", "label4", "label5", "gold_label")
 
-_MATCHED = Source("dev_matched.tsv", _MNLI_DEV)
-
-_MISMATCHED = Source("dev_mismatched.tsv", _MNLI_DEV, name="-MM")
-
-_MNLI_TESTS = (
+_MNLI_TEST = (
     Source("test_matched.tsv", _MNLI_TEXT, name="MNLI-m"),
     Source("test_mismatched.tsv", _MNLI_TEXT, name="MNLI-mm"),
     # The diagnostic set has no training data: MNLI's model labels it. GLUE's download script puts
     # it beside the tasks.
-    Source("../diagnostic/diagnostic.tsv", ("index", *_PAIR), name="AX"),
+    Source("../diagnostic/diagnostic.tsv", ("index", "sentence1", "sentence2"), name="AX"),
 )
 
-_STSB = "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2"
+_MRPC_TEXT = ("#1 ID", "#2 ID", "#1 String", "#2 String")
 
-_QQP = "id|qid1|qid2|question1|question2|is_duplicate"
+_STSB_TEXT = (
+    *("index", "genre", "filename", "year", "old_index", "source1", "source2"),
+    *("sentence1", "sentence2"),
+)
 
-_MRPC = "#1 ID|#2 ID|#1 String|#2 String"
+_QQP = ("id", "qid1", "qid2", "question1", "question2", "is_duplicate")
 
-_ENTAILMENT = ("entailment", "not_entailment")
+_QNLI = ("index", "question", "sentence", "label")
 
-_ZERO_ONE = {"labels": ("0", "1")}
+_PAIR = ("index", "sentence1", "sentence2", "label")
 
-_ACC_F1 = {"metrics": ("acc", "f1", "acc_and_f1")}
+_COLA = ("source", "label", "mark", "sentence")
 
-_CORRELATIONS = {"metrics": ("pearson", "spearmanr", "corr"), "best_metric": "corr"}
-
-# Labels as Hugging Face's copies of the data sets call them, and so many checkpoints.
-_EQUIVALENT = {"aliases": ("not_equivalent", "equivalent")}
-
-_DUPLICATE = {"aliases": ("not_duplicate", "duplicate")}
-
-_MNLI = {
-    "train": _MNLI_TRAIN,
-    "test": _MNLI_TESTS,
-    "labels": ("contradiction", "entailment", "neutral"),
-    "epochs": 10.0,
-    "augmentations": 10,
-}
-
+# The aliases are what Hugging Face's copies of the data sets call the labels, and many checkpoints.
 _ROWS = (
     Task(
-        "CoLA",
-        ("sentence",),
-        "label",
-        **_files("CoLA", "source|label|mark|sentence", "index|sentence", header=False),
-        **_ZERO_ONE,
+        name="CoLA",
+        text=("sentence",),
+        label="label",
+        train=Source("train.tsv", _COLA, header=False),
+        dev=(Source("dev.tsv", _COLA, header=False),),
+        test=(Source("test.tsv", ("index", "sentence"), name="CoLA"),),
+        labels=("0", "1"),
         aliases=("unacceptable", "acceptable"),
         metrics=("mcc",),
         best_metric="mcc",
@@ -148,72 +116,108 @@ _ROWS = (
         augmentations=30,
     ),
     Task(
-        "SST-2",
-        ("sentence",),
-        "label",
-        **_files("SST-2", "sentence|label", "index|sentence"),
-        **_ZERO_ONE,
+        name="SST-2",
+        text=("sentence",),
+        label="label",
+        train=Source("train.tsv", ("sentence", "label")),
+        dev=(Source("dev.tsv", ("sentence", "label")),),
+        test=(Source("test.tsv", ("index", "sentence"), name="SST-2"),),
+        labels=("0", "1"),
         aliases=("negative", "positive"),
         max_seq_length=64,
     ),
     Task(
-        "MRPC",
-        ("#1 String", "#2 String"),
-        "Quality",
-        **_files("MRPC", "Quality|" + _MRPC, "index|" + _MRPC),
-        **_ZERO_ONE | _ACC_F1 | _EQUIVALENT,
+        name="MRPC",
+        text=("#1 String", "#2 String"),
+        label="Quality",
+        train=Source("train.tsv", ("Quality", *_MRPC_TEXT)),
+        dev=(Source("dev.tsv", ("Quality", *_MRPC_TEXT)),),
+        test=(Source("test.tsv", ("index", *_MRPC_TEXT), name="MRPC"),),
+        labels=("0", "1"),
+        aliases=("not_equivalent", "equivalent"),
+        metrics=("acc", "f1", "acc_and_f1"),
         augmentations=30,
     ),
     Task(
-        "STS-B",
-        _PAIR,
-        "score",
-        **_files("STS-B", _STSB + "|score", _STSB),
-        **_CORRELATIONS,
-        regression=True,
+        name="STS-B",
+        kind=REGRESSION,
+        text=("sentence1", "sentence2"),
+        label="score",
+        train=Source("train.tsv", (*_STSB_TEXT, "score")),
+        dev=(Source("dev.tsv", (*_STSB_TEXT, "score")),),
+        test=(Source("test.tsv", _STSB_TEXT, name="STS-B"),),
+        metrics=("pearson", "spearmanr", "corr"),
+        best_metric="corr",
         bounds=(0.0, 5.0),
         augmentations=30,
     ),
     Task(
-        "QQP",
-        ("question1", "question2"),
-        "is_duplicate",
-        **_files("QQP", _QQP, "id|question1|question2"),
-        **_ZERO_ONE | _ACC_F1 | _DUPLICATE,
+        name="QQP",
+        text=("question1", "question2"),
+        label="is_duplicate",
+        train=Source("train.tsv", _QQP),
+        dev=(Source("dev.tsv", _QQP),),
+        test=(Source("test.tsv", ("id", "question1", "question2"), name="QQP"),),
+        labels=("0", "1"),
+        aliases=("not_duplicate", "duplicate"),
+        metrics=("acc", "f1", "acc_and_f1"),
         epochs=10.0,
         augmentations=10,
     ),
-    Task("MNLI", _PAIR, "gold_label", dev=(_MATCHED, _MISMATCHED), **_MNLI),
     Task(
-        "MNLI-mm",
-        _PAIR,
-        "gold_label",
-        dev=(replace(_MISMATCHED, name=""),),
-        **_MNLI,
+        name="MNLI",
+        text=("sentence1", "sentence2"),
+        label="gold_label",
+        train=_MNLI_TRAIN,
+        dev=(
+            Source("dev_matched.tsv", _MNLI_DEV),
+            Source("dev_mismatched.tsv", _MNLI_DEV, name="-MM"),
+        ),
+        test=_MNLI_TEST,
+        labels=("contradiction", "entailment", "neutral"),
+        epochs=10.0,
+        augmentations=10,
+    ),
+    Task(
+        name="MNLI-mm",
+        text=("sentence1", "sentence2"),
+        label="gold_label",
+        train=_MNLI_TRAIN,
+        dev=(Source("dev_mismatched.tsv", _MNLI_DEV),),
+        test=_MNLI_TEST,
+        labels=("contradiction", "entailment", "neutral"),
+        epochs=10.0,
+        augmentations=10,
         folder="MNLI",
     ),
     Task(
-        "QNLI",
-        ("question", "sentence"),
-        "label",
-        **_files("QNLI", "index|question|sentence|label", "index|question|sentence"),
-        labels=_ENTAILMENT,
+        name="QNLI",
+        text=("question", "sentence"),
+        label="label",
+        train=Source("train.tsv", _QNLI),
+        dev=(Source("dev.tsv", _QNLI),),
+        test=(Source("test.tsv", _QNLI[:-1], name="QNLI"),),
+        labels=("entailment", "not_entailment"),
         epochs=10.0,
     ),
     Task(
-        "RTE",
-        _PAIR,
-        "label",
-        **_files("RTE", "index|sentence1|sentence2|label", "index|sentence1|sentence2"),
-        labels=_ENTAILMENT,
+        name="RTE",
+        text=("sentence1", "sentence2"),
+        label="label",
+        train=Source("train.tsv", _PAIR),
+        dev=(Source("dev.tsv", _PAIR),),
+        test=(Source("test.tsv", _PAIR[:-1], name="RTE"),),
+        labels=("entailment", "not_entailment"),
         augmentations=30,
     ),
     Task(
-        "WNLI",
-        _PAIR,
-        "label",
-        **_files("WNLI", "index|sentence1|sentence2|label", "index|sentence1|sentence2"),
-        **_ZERO_ONE,
+        name="WNLI",
+        text=("sentence1", "sentence2"),
+        label="label",
+        train=Source("train.tsv", _PAIR),
+        dev=(Source("dev.tsv", _PAIR),),
+        test=(Source("test.tsv", _PAIR[:-1], name="WNLI"),),
+        labels=("0", "1"),
         aliases=("not_entailment", "entailment"),
         augmentations=30,
     ),
@@ -310,7 +314,7 @@ def _own_task(args: argparse.Namespace) -> Task:
         )
     if not args.label_column:
         raise UserError(f"--label_column: name the column of {args.task_name}'s labels")
-    metrics = ("pearson", "spearmanr", "corr") if args.regression else ("acc", "macro_f1")
+    kind = REGRESSION if args.regression else CLASSIFICATION
     return Task(
         args.task_name,
         text=(),
@@ -318,9 +322,9 @@ def _own_task(args: argparse.Namespace) -> Task:
         train=Source("train"),
         dev=(Source("dev"),),
         test=(Source("test", name=args.task_name),),
-        regression=args.regression,
-        metrics=metrics,
-        best_metric="corr" if args.regression else "acc",
+        kind=kind,
+        metrics=kind.metrics,
+        best_metric=kind.best_metric,
     )
 
 
@@ -341,18 +345,16 @@ def _check_labels(task: Task, args: argparse.Namespace) -> None:
         raise UserError(f"--text_columns: {len(task.text)} columns given; allowed are one or two")
     if task.label in task.text:
         raise UserError(f"--label_column: {task.label!r} is one of --text_columns")
-    if args.regression and not task.regression:
-        raise UserError(f"--regression: {task.name} is a classification task")
-    if args.labels and task.regression:
-        raise UserError("--labels: a regression task has none; leave the flag out")
-    if args.labels and len(set(args.labels)) < max(2, len(args.labels)):
-        raise UserError(f"--labels: {' '.join(args.labels)}: give at least two, each once")
+    if args.regression and task.kind is not REGRESSION:
+        raise UserError(f"--regression: {task.name} is a {task.kind.name} task")
+    if args.labels:
+        check_labels_flag(task.kind, args.labels)
 
 
 def _with_best_metric(task: Task, metric: str | None) -> Task:
     if metric is None:
         return task
-    allowed = REGRESSION_METRICS if task.regression else CLASSIFICATION_METRICS
+    allowed = task.kind.allowed_metrics
     if metric not in allowed:
         raise UserError(f"--best_metric: {metric!r} for {task.name}; choose {', '.join(allowed)}")
     if metric in ("f1", "acc_and_f1") and task.labels is not None and len(task.labels) != 2:
