@@ -2,10 +2,12 @@
 
     python data_augmentation.py --pretrained_bert_model BERT_DIR --glove_embs glove.6B.300d.txt \
         --glue_dir GLUE_DIR --task_name SST-2
+    python data_augmentation.py --recombine 2 --data_dir GLUE_DIR/STS-B --task_name STS-B
     torchrun --nproc_per_node=N data_augmentation.py ...    the same file, sooner
 
-Writes GLUE_DIR/TASK/train_aug.tsv: every row, followed by up to N variants of each of its texts.
-BERT_DIR is a pre-trained BERT with its masked-LM head, not a fine-tuned one.
+Writes GLUE_DIR/TASK/train_aug.tsv: every row, followed by up to N variants of each of its texts,
+or (--recombine) by rows that are made of it and others without any model. BERT_DIR is a
+pre-trained BERT with its masked-LM head, not a fine-tuned one.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = files.add_argument
     add("--pretrained_bert_model", help="directory, hub name or address of a BERT with MLM head")
     add("--glove_embs", type=Path, help="GloVe or word2vec text, also .gz and ARCHIVE.zip[/FILE]")
-    add("--glue_dir", type=Path, required=True, help="holds one directory for each task")
+    add("--data_dir", type=Path, help="directory of the task's files")
+    add("--glue_dir", type=Path, help="holds one directory for each task, in place of --data_dir")
     add("--output", type=Path, help="default: train_aug beside the training file")
     add("--resume", action="store_true", help="go on with a run that was killed")
     add(
@@ -84,6 +87,15 @@ def build_parser() -> argparse.ArgumentParser:
         default="masked",
         help="masked (default): the paper's; original: shown the unmasked text too, as the first "
         "TinyBERT code did",
+    )
+    add(
+        "--recombine",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="rows to add for each row without a model: a pair swapped, then recombined with the "
+        "second text of another row; a text without some words, with words swapped, joined with "
+        "another. 2 suits pairs. Alone, it needs neither BERT nor word vectors (default 0)",
     )
     add("--glove_only", action="store_true", help="word vectors for all words; no masked LM")
     add("--mlm_only", action="store_true", help="words of several pieces stay; no word vectors")
@@ -119,10 +131,16 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--p {args.p}: a probability above 0 and up to 1")
     if args.stop_words and not args.stop_words.is_file():
         raise UserError(f"--stop_words {args.stop_words}: no such file")
-    no_model = not (args.glove_only or args.pretrained_bert_model)
-    no_vectors = not (args.mlm_only or args.glove_embs)
+    if not 0 <= args.recombine <= 100:
+        raise UserError(f"--recombine {args.recombine}: give a share from 0 to 100")
+    alone = only_recombines(args)
+    no_model = not (alone or args.glove_only or args.pretrained_bert_model)
+    no_vectors = not (alone or args.mlm_only or args.glove_embs)
     for wrong, message in (
         (args.glove_only and args.mlm_only, "--glove_only and --mlm_only: give one of them"),
+        (args.data_dir and args.glue_dir, "--data_dir and --glue_dir: give one of them"),
+        (not (args.data_dir or args.glue_dir), "--data_dir is needed: the task's directory"),
+        (alone and args.N, "--N: replacing words needs --pretrained_bert_model or --glove_embs"),
         (args.resume and args.overwrite_output, "--resume and --overwrite_output: give one"),
         (no_model, "--pretrained_bert_model is needed, or --glove_only to do without"),
         (no_vectors, "--glove_embs is needed, or --mlm_only to do without"),
@@ -134,11 +152,17 @@ def check_args(args: argparse.Namespace) -> None:
         find_source(args.glove_embs)
 
 
+def only_recombines(args: argparse.Namespace) -> bool:
+    """Say whether no word is to be replaced, because nothing is given to replace it from."""
+    return bool(args.recombine) and not (args.pretrained_bert_model or args.glove_embs)
+
+
 def open_input(args: argparse.Namespace, task: Task) -> RowReader:
     """Return the reader of the task's training file, and set `args.output` if not given."""
-    directory = args.glue_dir / task.directory
+    directory = args.data_dir or args.glue_dir / task.directory
     if not directory.is_dir():
-        raise UserError(f"--glue_dir: {directory} is not a directory")
+        flag = "--data_dir" if args.data_dir else "--glue_dir"
+        raise UserError(f"{flag}: {directory} is not a directory")
     path = require_file(directory, task.train, "augmentation")
     reader = RowReader(path, task, task.train, errors=args.errors)
     if args.output is None:
@@ -238,7 +262,7 @@ def augment(
         for number, block in enumerate(read_blocks(reader)):
             if number % runtime.world_size != runtime.rank or number in finished:
                 continue
-            result = augment_block(block, reader, augmenter, args.seed)
+            result = augment_block(block, reader, augmenter, args.seed, args.recombine)
             note = {"counts": result.counts, "examples": result.examples}
             parts.save_block(number, result.lines, note)
             if runtime.is_main:
@@ -263,7 +287,8 @@ def finish(args: argparse.Namespace, parts: Parts, plan: dict[str, Any], reader:
     if plan["rows_left_out"]:
         report = beside(args.output, LEFT_OUT)
         print(f"{plan['rows_left_out']:,} rows left out, copied to {report}")
-    print("\nSome of them, original and augmented:\n")
+    if examples:
+        print("\nSome of them, original and augmented:\n")
     print("\n".join(side_by_side((original, variant) for _, original, variant in examples)))
     logger.info("written: %s", args.output)
 
@@ -291,7 +316,8 @@ def main(argv: list[str] | None = None) -> None:
     check_args(args)
     task = resolve_task(args)
     reader = open_input(args, task)
-    inherited, args.N = args.N is None, args.N or task.augmentations
+    inherited = args.N is None and not only_recombines(args)
+    args.N = 0 if only_recombines(args) else args.N or task.augmentations
     runtime = setup_runtime(args)
     if inherited:
         logger.info("--N %d, the default of %s", args.N, task.name)

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformer.augmentation.algorithm import Augmenter
 from transformer.augmentation.glove import WordVectors
+from transformer.augmentation.recombine import recombine
 from transformer.files import atomic_write
 from transformer.tasks.files import BLANK, Cells, RowReader
 
@@ -95,12 +96,15 @@ class AugmentedBlock:
 
 
 def augment_block(
-    block: Block, reader: RowReader, augmenter: Augmenter, seed: int
+    block: Block, reader: RowReader, augmenter: Augmenter, seed: int, share: float = 0.0
 ) -> AugmentedBlock:
     """Return every row of a block, followed by its variants: those of the first text, then those
-    of the second, the other text and all other cells as they are.
+    of the second, the other text and all other cells as they are; then by recombined rows.
 
-    The draws depend on the seed, the number of the row and the column only.
+    The draws depend on the seed, the number of the row, the column and the block only.
+
+    Args:
+        share: recombined rows for each row; 0.5 makes one for every second row.
     """
     result = AugmentedBlock([], Counter(rows=len(block.rows)), [])
     texts = [[augmenter.find_words(text) for text in reader.texts(cells)] for cells in block.rows]
@@ -120,6 +124,11 @@ def augment_block(
                 # Examples are those of the smallest checksum: a choice that no order changes.
                 rank = zlib.crc32(f"{seed}:{number}:{column}".encode())
                 result.examples.append((rank, text.text, variants[0]))
+        rng = random.Random(f"{seed}:{number}:recombine")
+        wanted = int(share) + (rng.random() < share % 1)
+        new_rows = recombine(number - block.first, texts, wanted, rng) if wanted else []
+        result.lines += [reader.format_row(reader.with_texts(cells, new)) for new in new_rows]
+        result.counts.update(recombined=len(new_rows))
     result.examples = sorted(result.examples)[:EXAMPLES]
     return result
 
@@ -143,12 +152,17 @@ def merge_notes(notes: Iterable[dict[str, Any]]) -> tuple[Counter[str], list[tup
 
 def summarise(counts: Counter[str], wanted: int) -> list[str]:
     """Return what was made, for people; `wanted` is N."""
+    made = counts["rows"] + counts["variants"] + counts["recombined"]
+    lines = [f"{counts['rows']:,} rows with {counts['sentences']:,} texts became {made:,} rows"]
+    if counts["recombined"]:
+        lines.append(f"{counts['recombined']:,} of them are recombined")
+    if not wanted:
+        return lines
     masked, vectors = counts["words/masked"], counts["words/vectors"]
     share = 100 * (masked + vectors) / max(counts["words"], 1)
     each = counts["candidates"] / max(masked + vectors, 1)
     return [
-        f"{counts['rows']:,} rows with {counts['sentences']:,} texts became "
-        f"{counts['rows'] + counts['variants']:,} rows",
+        *lines,
         f"{counts['words']:,} words may be replaced: {share:.1f}% have candidates, {each:.1f} each "
         f"({masked:,} from the masked LM, {vectors:,} from word vectors)",
         f"texts with fewer than {wanted} variants: {counts['fewer']:,}, with none: "
