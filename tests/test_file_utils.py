@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -24,7 +25,7 @@ import pytest
 
 from transformer import download, file_utils
 from transformer.file_utils import cached_path, upload
-from transformer.files import UserError, atomic_write
+from transformer.files import UserError, atomic_write, file_lock, without_secrets
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -37,6 +38,7 @@ class Site:
 
     files: dict[str, bytes] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
+    commit: str = ""  # of the repositories of a hub
     redirects: dict[str, str] = field(default_factory=dict)
     drop_after: list[int] = field(default_factory=list)  # bytes, one entry a GET
     ranges: bool = True
@@ -68,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer()
 
     def answer(self) -> None:
-        site, path = self.site, self.path
+        site, path = self.site, self.path.partition("?")[0]
         site.requests.append((self.command, path, self.headers.get("Range", "")))
         if site.busy:
             site.busy -= 1
@@ -84,6 +86,11 @@ class Handler(BaseHTTPRequestHandler):
             self.empty(site.head_status)
         else:
             self.send_file(site.files[path], site.etags.get(path, f'"{len(site.files[path])}"'))
+
+    def end_headers(self) -> None:
+        if self.site.commit:
+            self.send_header("X-Repo-Commit", self.site.commit)
+        super().end_headers()
 
     def empty(self, status: int, **headers: str) -> None:
         self.send_response(status)
@@ -120,7 +127,7 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between two tries
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.site = Site(address=f"http://127.0.0.1:{server.server_port}")  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -343,6 +350,39 @@ def test_http_errors_name_address_and_reason(site: Site, tmp_path: Path) -> None
         cached_path("http://127.0.0.1:9/x", tmp_path)
 
 
+def test_secrets_of_an_address_are_never_shown(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    host = site.address.removeprefix("http://")
+    site.files["/x.bin"] = b"content"
+    path = cached_path(f"http://me:pass-word@{host}/x.bin?X-Signature=sig-nature", tmp_path)
+    assert path.name == "x.bin"
+    messages = [str(path)]
+    for url in (
+        f"http://me:pass-word@{host}/none?X-Signature=sig-nature",
+        "http://me:pass-word@127.0.0.1:9/x?X-Signature=sig-nature",
+        "http://me:pass-word@/x?X-Signature=sig-nature",
+        "ftp://me:pass-word@host/x?X-Signature=sig-nature",
+    ):
+        with pytest.raises(UserError) as caught:
+            cached_path(url, tmp_path)
+        messages.append(str(caught.value))
+    own = [record.getMessage() for record in caplog.records if record.name[:11] == "transformer"]
+    for text in (*messages, *own):
+        assert "pass-word" not in text and "sig-nature" not in text, text
+    assert f"http://{host}/x.bin?..." in " ".join(own)
+
+
+def test_without_secrets() -> None:
+    assert (
+        without_secrets("see https://a:b@c@h/x?k=1#f, s3://b/k")
+        == "see https://h/x?...#f, s3://b/k"
+    )
+    assert without_secrets("https:/a:b@h/x") == "https:/h/x"  # what pathlib makes of an address
+    assert without_secrets("/data/a@b?c") == "/data/a@b?c"
+
+
 def test_unreachable_server_leaves_the_cached_file_usable(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -377,13 +417,24 @@ def test_two_processes_fetch_a_file_once(site: Site, tmp_path: Path) -> None:
 def test_lock_is_released_when_its_holder_is_killed(tmp_path: Path) -> None:
     lock = tmp_path / ".x.lock"
     code = (
-        "import os, signal\nfrom pathlib import Path\nfrom transformer.download import locked\n"
-        f"with locked(Path({str(lock)!r})): os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal\nfrom pathlib import Path\nfrom transformer.files import file_lock\n"
+        f"with file_lock(Path({str(lock)!r}), ''): os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
     assert lock.exists()
-    with download.locked(lock):
+    with file_lock(lock, "a process that is dead"):
         pass
+
+
+def test_lock_can_be_taken_by_whoever_may_write_beside_it(tmp_path: Path) -> None:
+    """The first user's umask must not keep the second out of a cache that both may write."""
+    tmp_path.chmod(0o777)
+    code = (
+        "import os; os.umask(0o077)\nfrom transformer.files import file_lock\n"
+        f"with file_lock({str(tmp_path / 'lock')!r}, ''): pass"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o666
 
 
 # --- archives -----------------------------------------------------------------------------------
@@ -448,11 +499,99 @@ def test_archive_with_a_link_or_cut_short_is_refused(tmp_path: Path) -> None:
         cached_path(broken, tmp_path / "c")
 
 
+@pytest.mark.parametrize(("name", "pack"), [("m.zip", zip_of), ("m.tar.gz", tar_of)])
+def test_archive_damaged_inside_is_refused(tmp_path: Path, name: str, pack) -> None:
+    local = tmp_path / name
+    content = bytearray(pack({"config.json": b"{}", "weights": os.urandom(50_000)}))
+    content[20_000:20_050] = bytes(50)
+    local.write_bytes(content)
+    with pytest.raises(UserError, match="not a whole archive .*; fetch it again"):
+        cached_path(local, tmp_path / "c")
+    assert not [
+        path for path in (tmp_path / "c").rglob("*") if path.is_file() and path.stat().st_size
+    ]
+
+
+def test_tar_without_its_end_or_with_a_bad_header_is_refused(tmp_path: Path) -> None:
+    local = tmp_path / "m.tar.gz"
+    content = gzip.decompress(tar_of({"a": b"a" * 512, "b": b"b" * 512}))
+    for damaged in (
+        content[:2048],  # both members, without the blocks of zeros
+        content[:1024] + b"\xff" + content[1025:],  # the second header
+    ):
+        local.write_bytes(gzip.compress(damaged))
+        with pytest.raises(UserError, match="not a whole archive"):
+            cached_path(local, tmp_path / "c")
+
+
+def test_encrypted_and_unknown_compression_are_refused(tmp_path: Path) -> None:
+    local = tmp_path / "m.zip"
+    plain = zip_of({"a": b"text"})
+    at = plain.index(b"PK\x01\x02")  # the entry of the directory: flags at 8, method at 10
+    encrypted = bytearray(plain)
+    encrypted[6] |= 1
+    encrypted[at + 8] |= 1
+    local.write_bytes(encrypted)
+    with pytest.raises(UserError, match="'a' is encrypted; unpack it yourself"):
+        cached_path(local, tmp_path / "c")
+    deflate64 = bytearray(plain)
+    deflate64[8] = deflate64[at + 10] = 9
+    local.write_bytes(deflate64)
+    with pytest.raises(UserError, match=r"m\.zip: .*compression.*pack it again with Deflate"):
+        cached_path(local, tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", ["m.zip", "m.tar.gz"])
+def test_bomb_is_not_unpacked(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformer import archives
+
+    monkeypatch.setattr(archives, "ALWAYS_ALLOWED_BYTES", 1 << 20)
+    local, zeros = tmp_path / name, bytes(8 << 20)
+    if name == "m.zip":
+        with zipfile.ZipFile(local, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a", zeros)
+    else:
+        local.write_bytes(tar_of({"a": zeros}))
+    with pytest.raises(UserError, match="would unpack to more than .* unpack it yourself"):
+        cached_path(local, tmp_path / "c")
+    assert not list(tmp_path.rglob("a"))
+
+
+@pytest.mark.parametrize(("name", "pack"), [("m.zip", zip_of), ("m.tar.gz", tar_of)])
+@pytest.mark.parametrize(("umask", "modes"), [(0o077, (0o700, 0o600)), (0o002, (0o775, 0o664))])
+def test_unpacked_files_obey_the_umask(
+    tmp_path: Path, name: str, pack, umask: int, modes: tuple[int, int]
+) -> None:
+    local = tmp_path / name
+    local.write_bytes(pack({"bert/config.json": b"{}", "vocab.txt": b"x"}))
+    code = (
+        f"import os; os.umask({umask})\nfrom transformer.file_utils import cached_path\n"
+        f"print(cached_path({str(local)!r}, {str(tmp_path / 'c')!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    path = Path(done.stdout.strip())
+    for place in (path, *path.rglob("*")):
+        assert place.stat().st_mode & 0o777 == modes[place.is_file()], place
+
+
 # --- hub names ----------------------------------------------------------------------------------
 
 
-def put_on_hub(site: Site, name: str, files: dict[str, bytes]) -> None:
-    site.files.update({f"/{name}/resolve/main/{file}": text for file, text in files.items()})
+def put_on_hub(site: Site, name: str, files: dict[str, bytes], revision: str = "main") -> None:
+    """Serve a repository as the hub's API does: what a revision is, what it holds, its files."""
+    site.commit = hashlib.sha1(f"{name} {revision} {sorted(files)}".encode()).hexdigest()
+    about = {"id": name, "sha": site.commit, "siblings": [{"rfilename": file} for file in files]}
+    tree = [
+        {"type": "file", "path": file, "size": len(content), "oid": file}
+        for file, content in files.items()
+    ]
+    site.files[f"/api/models/{name}/revision/{revision}"] = json.dumps(about).encode()
+    site.files[f"/api/models/{name}/tree/{site.commit}"] = json.dumps(tree).encode()
+    for file, content in files.items():
+        path = f"/{name}/resolve/{site.commit}/{file}"
+        site.files[path], site.etags[path] = content, f'"{file}-{site.commit}"'
 
 
 @pytest.fixture
@@ -530,7 +669,7 @@ def test_hub_offline_uses_the_cache(
     path = cached_path("m")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert cached_path("m") == path
-    assert caplog.text.count("no answer from") == 1, "warned once, then only the cache is asked"
+    assert "no answer from" not in caplog.text, "what is there whole is not asked for"
     with pytest.raises(UserError, match=r"127.0.0.1:9/n/.*: no answer .* there is no config.json"):
         cached_path("n")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -554,6 +693,40 @@ def test_hub_files_of_other_libraries_are_used(hub: Site, tmp_path: Path) -> Non
     (snapshot / "pytorch_model.bin").unlink()
     put_on_hub(hub, "org/m", BERT)
     assert cached_path("org/m") != snapshot
+
+
+def test_hub_cache_is_shared_with_other_libraries(hub: Site, tmp_path: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    put_on_hub(hub, "org/m", BERT)
+    path = cached_path("org/m")
+    shared = tmp_path / "hf_home" / "hub"
+    assert snapshot_download("org/m", cache_dir=shared, local_files_only=True) == str(path)
+
+
+def test_hub_revision_follows_the_name(hub: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    put_on_hub(hub, "org/m", {**BERT, "vocab.txt": b"old"}, revision="v1.0")
+    path = cached_path("org/m@v1.0")
+    assert (path / "vocab.txt").read_bytes() == b"old"
+    assert cached_path("org/m@v1.0") == path
+    assert f"org/m@v1.0: using revision {hub.commit}" in caplog.text
+    with pytest.raises(UserError, match="org/m: has no config.json .* at revision v2"):
+        cached_path("org/m@v2")
+
+
+def test_hub_token_of_a_login_is_used(hub: Site, tmp_path: Path) -> None:
+    put_on_hub(hub, "m", BERT)
+    hub.token = "stored"
+    (tmp_path / "hf_home").mkdir()
+    (tmp_path / "hf_home" / "token").write_text("stored")
+    code = "from transformer.file_utils import cached_path; print(cached_path('m'))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (Path(done.stdout.strip()) / "config.json").exists()
+    assert "Fetching" not in done.stderr, "bars are for terminals"
 
 
 # --- S3 -----------------------------------------------------------------------------------------
@@ -603,34 +776,34 @@ def test_s3_prefix_and_object(bucket: Any, tmp_path: Path, monkeypatch: pytest.M
     assert cached_path("s3://models/bert/a/", tmp_path) == path
 
 
-def test_s3_download_is_resumed(
+def test_s3_download_that_breaks_is_tried_again_and_never_half_there(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformer import s3
+    from botocore.exceptions import IncompleteReadError
+    from botocore.response import StreamingBody
 
     bucket.put_object(Key="x.bin", Body=CONTENT)
-    offsets = []
-    ask = s3._source
+    breaks = iter([True] * 2)
+    read = StreamingBody.read
 
-    def source_that_breaks(url: str) -> download.Source:
-        source = ask(url)
+    def read_that_breaks(body: StreamingBody, amt: int | None = None) -> bytes:
+        if next(breaks, False):
+            raise IncompleteReadError(actual_bytes=1, expected_bytes=2)
+        return read(body, amt)
 
-        def read(offset: int):
-            offsets.append(offset)
-            start, blocks = source.read(offset)
-            content = b"".join(blocks)
-
-            def broken() -> Iterator[bytes]:
-                yield content[:400_000]
-                raise download.Dropped("broken")
-
-            return start, broken() if len(offsets) < 3 else iter([content])
-
-        return download.Source(source.url, source.tag, source.size, source.digest, read)
-
-    monkeypatch.setattr(s3, "_source", source_that_breaks)
+    monkeypatch.setattr(StreamingBody, "read", read_that_breaks)
     assert cached_path("s3://models/x.bin", tmp_path).read_bytes() == CONTENT
-    assert offsets == [0, 400_000, 800_000]
+    breaks = iter([True] * 1000)
+    with pytest.raises(UserError, match="s3://models/x.bin: .*1 read, but"):
+        cached_path("s3://models/x.bin", tmp_path / "other")
+    assert not [path for path in (tmp_path / "other").rglob("*") if path.name == "x.bin"]
+
+
+def test_s3_object_that_changed_is_fetched_again(bucket: Any, tmp_path: Path) -> None:
+    bucket.put_object(Key="m/vocab.txt", Body=b"one")
+    cached_path("s3://models/m", tmp_path)
+    bucket.put_object(Key="m/vocab.txt", Body=b"two")  # as long, and within one second
+    assert (cached_path("s3://models/m", tmp_path) / "vocab.txt").read_bytes() == b"two"
 
 
 def test_s3_errors_name_address_and_reason(

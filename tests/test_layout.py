@@ -89,3 +89,10 @@ def test_public_paths_stay(module: str, names: str) -> None:
     found = importlib.import_module(module)
     for name in names.split():
         assert getattr(found, name).__name__ == name
+
+
+def test_scripts_written_for_the_original_find_their_constants() -> None:
+    from transformer.file_utils import CONFIG_NAME, PYTORCH_PRETRAINED_BERT_CACHE, WEIGHTS_NAME
+
+    assert (CONFIG_NAME, WEIGHTS_NAME) == ("config.json", "pytorch_model.bin")
+    assert isinstance(PYTORCH_PRETRAINED_BERT_CACHE, Path)

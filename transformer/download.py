@@ -1,19 +1,18 @@
-"""Fetch files over HTTP: resumed, checked, locked between processes.
+"""Fetch a file over HTTP: resumed where it broke off, checked, and once for all processes.
 
-A file is written beside its target as `.NAME.ID.part`, where ID stands for this version of the
-remote file, and takes its name when it is whole. `.NAME.tag` then remembers the version, so that
-the next call need not fetch it again.
+A file lies in CACHE/ADDRESS/VERSION/NAME, where VERSION stands for its ETag: what has that name is
+whole and of that version. It grows as `.NAME.part`, which a later run goes on with.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import logging
 import os
 import re
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from transformer.files import UserError, atomic_write, sync_directory
+from transformer.files import UserError, file_lock, sync_directory, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -43,267 +42,244 @@ class NotThere(UserError):
     """The address answered that it has no such file."""
 
 
-class Dropped(OSError):
-    """The connection broke while a file was being read; what came is kept."""
-
-
 @dataclass(frozen=True)
-class Source:
-    """A remote file.
+class Remote:
+    """What a server says about a file.
 
     Args:
-        tag: what the server calls this version of the file; empty if it does not say.
+        tag: what it calls this version; empty if it does not say.
+        range_tag: the tag that a request for the rest of the file may name; empty if there is none.
         size: bytes, None if unknown.
-        digest: ("sha256" or "md5", hexadecimal), None if none is offered.
-        read: from an offset to the offset really used and the blocks that follow; `Dropped` if
-            the connection breaks.
+        sha256: hexadecimal, None if it does not say.
     """
 
     url: str
     tag: str
+    range_tag: str
     size: int | None
-    digest: tuple[str, str] | None
-    read: Callable[[int], tuple[int, Iterator[bytes]]]
+    sha256: str | None
+
+    @property
+    def shown(self) -> str:
+        """Return the address as it may be shown."""
+        return without_secrets(self.url)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; wait for another process that holds it."""
-    try:
-        import fcntl
-    except ImportError:  # not POSIX: two processes may fetch the same file twice
-        yield
-        return
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process that fetches %s", path.name[1:-5])
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def fetch(
-    find_source: Callable[[], Source],
-    target: Path,
-    *,
-    offline: bool = False,
-    stale: bool = True,
-) -> Path:
-    """Bring a remote file to `target`, unless that version is there already.
+def fetch(url: str, home: Path, *, offline: bool) -> Path:
+    """Return the local copy of a file, after fetching it unless this version is there already.
 
     Args:
-        find_source: asks the server; called under the lock, and not at all when `offline`.
-        stale: return what is there, with a warning, if the server does not answer.
+        home: where copies are kept.
+        offline: take what is there, and ask nobody.
 
     Raises:
-        UserError: the server cannot be reached and nothing is cached, has no such file, asks
-            for a permission, or what came is not what was announced.
+        UserError: the server cannot be reached and nothing is kept, has no such file, asks for a
+            permission, or what came is not what was announced.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    tag_file = target.with_name(f".{target.name}.tag")
-    with locked(target.with_name(f".{target.name}.lock")):
-        if offline:
-            if target.exists():
-                return target
-            raise Unreachable(f"{target} is not there, and HF_HUB_OFFLINE is set")
+    parts = urlsplit(url)
+    place = home / hashlib.sha256(url.encode()).hexdigest()[:16]
+    name = Path(parts.path).name[-128:] or parts.hostname or "file"
+    kept = sorted(place.glob("*/[!.]*"), key=lambda path: path.stat().st_mtime)
+    if offline:
+        if kept:
+            return kept[-1]
+        raise Unreachable(f"{without_secrets(url)} is not there, and HF_HUB_OFFLINE is set")
+    with _session() as session:
         try:
-            source = find_source()
+            remote = _ask(session, url)
         except Unreachable as error:
-            if not (stale and target.exists()):
+            if not kept:
                 raise
-            logger.warning("%s; using the copy in %s", error, target)
+            logger.warning("%s; using the copy in %s", error, kept[-1])
+            return kept[-1]
+        target = place / hashlib.sha256(remote.tag.encode()).hexdigest()[:16] / name
+        if remote.tag and target.is_file():
             return target
-        known = tag_file.read_text(encoding="utf-8") if tag_file.exists() else ""
-        same_size = target.exists() and source.size in (None, target.stat().st_size)
-        if source.tag and known == source.tag and same_size:
-            return target
-        _download(source, target)
-        with atomic_write(tag_file) as file:
-            file.write(source.tag)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(home / f".{place.name}.lock", f"it fetches {remote.shown}"):
+            if not (remote.tag and target.is_file()):
+                _download(session, remote, target)
     return target
 
 
-def _download(source: Source, target: Path) -> None:
-    """Write `source` to `target`; go on where an earlier call was cut off."""
-    identity = hashlib.sha256(source.tag.encode()).hexdigest()[:12]
-    part = target.with_name(f".{target.name}.{identity}.part")
-    for stale in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        # Without a tag nobody knows whether the rest still fits to what is there.
-        if stale != part or not source.tag:
-            stale.unlink()
-    logger.info("fetching %s to %s", source.url, target)
+def _download(session: Any, remote: Remote, target: Path) -> None:
+    """Write `remote` to `target`, go on where an earlier call was cut off, drop other versions."""
+    part = target.with_name(f".{target.name}.part")
+    if not remote.tag or remote.size is None:  # nobody knows whether the rest fits what is there
+        part.unlink(missing_ok=True)
+    part.touch()
+    logger.info("fetching %s to %s", remote.shown, target)
     failures = 0
-    while not _is_whole(source, part):
-        before = part.stat().st_size if part.exists() else 0
-        try:
-            _append(source, part, before)
-            if source.size is None:
-                break
-            problem = "the connection ended early"
-        except Dropped as error:
-            problem = str(error)
-        after = part.stat().st_size if part.exists() else 0
-        failures = 0 if after > before else failures + 1
-        if failures >= ATTEMPTS:
-            raise Unreachable(f"{source.url}: {problem} at byte {after:,}; start again to go on")
-        if not _is_whole(source, part):
+    problem: str | None = "the connection ended early"
+    while problem and part.stat().st_size != remote.size:
+        if failures:
             time.sleep(min(0.2 * 2**failures, 5))
-    _check_digest(source, part)
+        before = part.stat().st_size
+        problem = _append(session, remote, part, before)
+        if problem is None and remote.size not in (None, part.stat().st_size):
+            problem = "the connection ended early"
+        after = part.stat().st_size
+        failures = 0 if after > before else failures + 1
+        if remote.size is not None and after > remote.size:
+            part.unlink()
+            raise UserError(
+                f"{remote.shown}: {remote.size:,} bytes announced, {after:,} came; try again"
+            )
+        if problem and failures >= ATTEMPTS:
+            raise Unreachable(f"{remote.shown}: {problem} at byte {after:,}; start again to go on")
+    _check_digest(remote, part)
     os.replace(part, target)
     sync_directory(target.parent)
+    for other in target.parent.parent.iterdir():
+        if other != target.parent:
+            shutil.rmtree(other, ignore_errors=True)
 
 
-def _is_whole(source: Source, part: Path) -> bool:
-    """Say whether every byte is there; one too many is an error."""
-    if source.size is None or not part.exists():
-        return False
-    size = part.stat().st_size
-    if size > source.size:
-        part.unlink()
-        raise UserError(f"{source.url}: {source.size:,} bytes announced, {size:,} came; try again")
-    return size == source.size
+def _append(session: Any, remote: Remote, part: Path, offset: int) -> str | None:
+    """Read from `offset` to the end; return what broke the connection, None if nothing did."""
+    import requests
 
-
-def _append(source: Source, part: Path, offset: int) -> None:
-    """Read from `offset` to the end of the source, with a progress bar on a terminal."""
-    start, blocks = source.read(offset)
-    with (
-        open(part, "r+b" if part.exists() else "wb") as file,
-        tqdm(
-            total=source.size,
+    headers = {"Range": f"bytes={offset}-"} if offset else {}
+    if offset and remote.range_tag:
+        headers["If-Range"] = remote.range_tag  # the whole file if it has changed meanwhile
+    with _request(session, "GET", remote.url, headers) as answer:
+        # A server that ignores the offset sends everything, from byte 0.
+        start = offset if answer.status_code == 206 else 0
+        bar = tqdm(
+            total=remote.size,
             initial=start,
             unit="B",
             unit_scale=True,
-            desc=source.url.rsplit("/", 1)[-1],
+            desc=part.name[1:-5],
             disable=None,
-        ) as bar,
-    ):
-        # subtle: a server that ignores the offset sends everything, from byte 0.
-        file.truncate(start)
-        file.seek(start)
-        for block in blocks:
-            file.write(block)
-            bar.update(len(block))
-        file.flush()
-        os.fsync(file.fileno())
+        )
+        with open(part, "r+b") as file, bar:
+            file.truncate(start)
+            file.seek(start)
+            try:
+                for block in answer.iter_content(BLOCK_BYTES):
+                    file.write(block)
+                    bar.update(len(block))
+            except requests.RequestException as error:
+                return f"the connection broke ({reason_of(error)})"
+            finally:
+                file.flush()
+                os.fsync(file.fileno())
+    return None
 
 
-def _check_digest(source: Source, part: Path) -> None:
+def _check_digest(remote: Remote, part: Path) -> None:
     """Compare what came with the hash that the server announced."""
-    if source.digest is None:
+    if remote.sha256 is None:
         return
-    algorithm, expected = source.digest
-    digest = hashlib.new(algorithm)
+    digest = hashlib.sha256()
     with open(part, "rb") as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
-    if digest.hexdigest() != expected:
+    if digest.hexdigest() != remote.sha256:
         part.unlink()
         raise UserError(
-            f"{source.url}: {algorithm} {digest.hexdigest()} differs from the announced "
-            f"{expected}; the file was damaged on its way, try again"
+            f"{remote.shown}: sha256 {digest.hexdigest()} differs from the announced "
+            f"{remote.sha256}; the file was damaged on its way, try again"
         )
 
 
-def http_source(url: str, headers: dict[str, str] | None = None) -> Source:
-    """Ask an HTTP server for size, version and hash of `url`; redirects are followed."""
+def _ask(session: Any, url: str) -> Remote:
+    """Ask a server for version, size and hash of `url`; redirects are followed."""
     # A hash in the address, as package indexes write it: https://host/file.zip#sha256=...
     address, _, fragment = url.partition("#")
-    answer = _ask(address, headers or {})
+    try:
+        answer = _request(session, "HEAD", address, {})
+    except (NotThere, Unreachable):
+        raise
+    except UserError:  # some servers and signed addresses refuse HEAD
+        answer = _request(session, "GET", address, {})
+    answer.close()
     hops = [*answer.history, answer]
-    # The hub names the hash of a large file before it redirects to the storage.
+    # The model hub names the hash of a large file before it redirects to the storage.
     tags = [hop.headers.get(name) for name in ("X-Linked-ETag", "ETag") for hop in hops]
     tag = next((tag for tag in tags if tag), answer.headers.get("Last-Modified", ""))
     named = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment)
     hashed = named or re.fullmatch(r'"?([0-9a-f]{64})"?', tag)
-    length = answer.headers.get("X-Linked-Size") or answer.headers.get("Content-Length")
-
-    def read(offset: int) -> tuple[int, Iterator[bytes]]:
-        ranged = {"Range": f"bytes={offset}-"} if offset else {}
-        strong = answer.headers.get("ETag", "")
-        if offset and strong.startswith('"'):
-            ranged["If-Range"] = strong  # the whole file if it has changed meanwhile
-        body = _request("GET", address, {**(headers or {}), **ranged})
-        return (offset if body.status_code == 206 else 0), _blocks(body)
-
-    return Source(
+    length = answer.headers.get("Content-Length", "")
+    strong = answer.headers.get("ETag", "")
+    return Remote(
         address,
         tag,
-        int(length) if length and length.isdigit() else None,
-        ("sha256", hashed[1]) if hashed else None,
-        read,
+        strong if strong.startswith('"') else "",
+        int(length) if length.isdigit() else None,
+        hashed[1] if hashed else None,
     )
 
 
-def _ask(url: str, headers: dict[str, str]) -> Any:
-    """Return the answer without its body; some servers and signed addresses refuse HEAD."""
-    try:
-        return _request("HEAD", url, headers)
-    except (NotThere, Unreachable):
-        raise
-    except UserError:
-        with _request("GET", url, headers) as answer:
-            return answer
+@contextmanager
+def _session() -> Iterator[Any]:
+    """Give a session that asks a busy server again."""
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.util.retry import Retry
+
+    retry = Retry(
+        total=ATTEMPTS - 1,
+        connect=0,
+        read=0,
+        status_forcelist=_BUSY,
+        allowed_methods=None,
+        backoff_factor=0.2,
+        raise_on_status=False,
+        # A server may ask for hours.
+        respect_retry_after_header=False,
+    )
+    with requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=retry))
+        # Compressed answers would have another length than the file.
+        session.headers["Accept-Encoding"] = "identity"
+        yield session
 
 
-def _blocks(answer: Any) -> Iterator[bytes]:
-    """Yield the body of an HTTP answer."""
+def _request(session: Any, method: str, url: str, headers: dict[str, str]) -> Any:
+    """Send a request; turn refusals into `UserError`."""
     import requests
 
+    shown = without_secrets(url)
     try:
-        with answer:
-            yield from answer.iter_content(BLOCK_BYTES)
-    except (requests.RequestException, OSError) as error:
-        raise Dropped(f"the connection broke ({_reason(error)})") from None
-
-
-def _request(method: str, url: str, headers: dict[str, str]) -> Any:
-    """Send a request, again if the server is busy; turn refusals into `UserError`."""
-    import requests
-
-    host = urlsplit(url).netloc
-    # Compressed answers would have another length than the file.
-    headers = {"Accept-Encoding": "identity", **headers}
-    for attempt in range(ATTEMPTS):
-        try:
-            answer = requests.request(
-                method,
-                url,
-                headers=headers,
-                stream=True,
-                allow_redirects=True,
-                timeout=TIMEOUT_SECONDS,
-            )
-        except (requests.RequestException, OSError) as error:
-            raise Unreachable(
-                f"{url}: no answer from {host} ({_reason(error)}); check the address, the "
-                "network and the proxy, or give a local directory"
-            ) from None
-        if answer.status_code not in _BUSY or attempt == ATTEMPTS - 1:
-            break
-        time.sleep(min(0.2 * 2**attempt, 5))
+        answer = session.request(
+            method,
+            url,
+            headers=headers,
+            stream=True,
+            allow_redirects=True,
+            timeout=TIMEOUT_SECONDS,
+        )
+    except (requests.RequestException, OSError, ValueError) as error:
+        host = urlsplit(shown).netloc
+        raise Unreachable(
+            f"{shown}: no answer from {host} ({reason_of(error)}); check the address, the "
+            "network and the proxy, or give a local directory"
+        ) from None
     if answer.ok:
         return answer
     answer.close()
-    raise _refusal(url, answer.status_code, answer.reason)
+    raise refusal(shown, answer.status_code, answer.reason)
 
 
-def _refusal(url: str, status: int, reason: str) -> UserError:
-    """Return the error for an HTTP status."""
+def refusal(shown: str, status: int, reason: str) -> UserError:
+    """Return the error for an HTTP status of an address that may be shown."""
     if status in (404, 410):
-        return NotThere(f"{url}: {status}, no such file; check the name")
+        return NotThere(f"{shown}: {status}, no such file; check the name")
     if status in (401, 403):
         return UserError(
-            f"{url}: {status}, no permission or no such repository; check the name, "
+            f"{shown}: {status}, no permission or no such repository; check the name, "
             "or set HF_TOKEN to a token that may read it"
         )
     kind = Unreachable if status in _BUSY else UserError
-    return kind(f"{url}: the server answered {status} {reason}")
+    return kind(f"{shown}: the server answered {status} {reason}")
 
 
-def _reason(error: BaseException) -> str:
-    """Return the innermost cause of a network error, in a few words."""
+def reason_of(error: BaseException) -> str:
+    """Return the innermost cause of a network error, in a few words without addresses."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
-    return re.sub(r"^<[^>]*>:? *", "", str(error)) or type(error).__name__
+    text = re.sub(r"^<[^>]*>:? *", "", str(error))
+    return without_secrets(text) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Write files that are never half there, and turn names and addresses into local paths."""
+"""Turn names and addresses into local paths, and copy results to where the user wants them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,36 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from transformer.files import UserError, atomic_write
+from transformer.files import UserError, atomic_write, without_secrets
 
 logger = logging.getLogger(__name__)
+
+WEIGHTS_NAME = "pytorch_model.bin"
+
+CONFIG_NAME = "config.json"
+
+ARCHIVE_ENDINGS = (".zip", ".tar.gz", ".tgz")
+
+
+def _hugging_face_home() -> Path:
+    """Return the directory of Hugging Face's files, which $HF_HOME moves."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
+
+
+def _cache_home(cache_dir: Path | None) -> Path:
+    """Return where copies and unpacked archives are kept."""
+    own = os.environ.get("PYTORCH_PRETRAINED_BERT_CACHE")  # of the original scripts
+    return cache_dir or (Path(own).expanduser() if own else _hugging_face_home() / "tinybert")
+
+
+PYTORCH_PRETRAINED_BERT_CACHE = _cache_home(None)
+
+
+def _is_offline() -> bool:
+    """Say whether the user forbids the network with $HF_HUB_OFFLINE."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def cached_path(
@@ -25,19 +50,18 @@ def cached_path(
     """Return where the files of `name_or_path` are on this machine, after fetching them if needed.
 
     A local file or directory; an http(s):// address of a file; s3://bucket/prefix; a name on the
-    Hugging Face hub ($HF_ENDPOINT, $HF_HOME, $HF_TOKEN and $HF_HUB_OFFLINE are honoured). A .zip
-    or .tar.gz is unpacked.
+    Hugging Face hub, with @revision if need be ($HF_ENDPOINT, $HF_HOME, $HF_TOKEN, $HF_HUB_OFFLINE
+    and the token of `hf auth login` are honoured). A .zip or .tar.gz is unpacked.
 
     Args:
-        cache_dir: where to keep what is fetched; None or empty: below $HF_HOME.
+        cache_dir: where to keep what is fetched; None or empty: below $HF_HOME, and for names on
+            the hub in the cache that Hugging Face's own libraries use.
         files: names of which at least one is needed. None: a whole checkpoint.
 
     Raises:
         UserError: which address failed and why; or there is no such file.
     """
-    # Nothing below is loaded, nor `requests` or `boto3`, unless the path needs it.
-    from transformer import archives
-
+    # What only addresses and archives need is imported where they are met.
     # subtle: Path("https://host/x") is "https:/host/x".
     text = re.sub(r"^(https?|s3):/(?=[^/])", r"\1://", os.fspath(name_or_path))
     keep = Path(cache_dir).expanduser() if cache_dir else None
@@ -47,15 +71,11 @@ def cached_path(
         path = Path(text).expanduser()
         if not path.exists():
             return _fetch_name(text, keep, files)
-    if path.is_file() and archives.is_archive(path):
+    if path.name.lower().endswith(ARCHIVE_ENDINGS) and path.is_file():
+        from transformer import archives
+
         return archives.unpack(path, _unpacked_home(path, keep))
     return path
-
-
-def _cache_home(cache_dir: Path | None) -> Path:
-    from transformer import hub
-
-    return cache_dir or hub.home() / "tinybert"
 
 
 def _unpacked_home(archive: Path, cache_dir: Path | None) -> Path:
@@ -72,27 +92,28 @@ def _fetch_name(name: str, cache_dir: Path | None, files: Iterable[str] | None) 
 
     if not hub.looks_like_name(name):
         raise UserError(f"{name}: no such file or directory")
+    shared = os.environ.get("HF_HUB_CACHE") or _hugging_face_home() / "hub"
+    cache = cache_dir or Path(shared).expanduser()
     try:
-        return hub.fetch_checkpoint(name, cache_dir, files)
+        return hub.fetch_checkpoint(name, cache, files, offline=_is_offline())
     except UserError as error:
         raise UserError(f"{name}: no such file or directory here; {error}") from None
 
 
 def _fetch_address(url: str, cache_dir: Path | None, files: Iterable[str] | None) -> Path:
     """Fetch an http(s):// or s3:// address."""
-    from transformer import download, hub
+    from transformer import download
 
     home = _cache_home(cache_dir)
     if url.startswith("s3://"):
         from transformer import s3
 
-        return s3.fetch_prefix(url, home / "s3", files, offline=hub.is_offline())
+        return s3.fetch_prefix(url, home / "s3", files, offline=_is_offline())
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url}: unknown kind of address; http://, https:// and s3:// are read")
-    parts = urlsplit(url)
-    identity = hashlib.sha256(url.encode()).hexdigest()[:16]
-    target = home / "http" / identity / (Path(parts.path).name or parts.netloc)
-    return download.fetch(lambda: download.http_source(url), target, offline=hub.is_offline())
+        raise UserError(
+            f"{without_secrets(url)}: unknown kind of address; http://, https:// and s3:// are read"
+        )
+    return download.fetch(url, home / "http", offline=_is_offline())
 
 
 def upload(local: str | Path, data_url: str) -> bool:
@@ -108,7 +129,9 @@ def upload(local: str | Path, data_url: str) -> bool:
         UserError: an address of another kind.
     """
     if "://" in data_url and not data_url.startswith("s3://"):
-        raise UserError(f"--data_url {data_url}: give s3://BUCKET/PREFIX or a directory")
+        raise UserError(
+            f"--data_url {without_secrets(data_url)}: give s3://BUCKET/PREFIX or a directory"
+        )
     source = Path(local)
     try:
         for file in _files_to_upload(source):

@@ -6,6 +6,7 @@ import glob
 import json
 import logging
 import os
+import re
 import stat
 import tempfile
 import time
@@ -25,6 +26,18 @@ class UserError(ValueError):
 
 class EnvironmentFault(UserError):
     """A fault of the machine that the user can mend, such as a missing package; exit code 3."""
+
+
+def without_secrets(text: str) -> str:
+    """Return a text whose addresses lack what is not to be shown: user, password and query.
+
+    Example: "https://me:word@host/a.zip?X-Signature=1" -> "https://host/a.zip?..."
+    """
+    # subtle: one slash, because a path made of an address has only one.
+    address = r"([a-z][a-z0-9+.-]+:/{1,2})(?:[^/?#\s]*@)?([^?#\s]*)(\?[^#\s]*)?"
+    return re.sub(
+        address, lambda found: found[1] + found[2] + ("?..." if found[3] else ""), text, flags=re.I
+    )
 
 
 def _umask() -> int:

@@ -1,18 +1,18 @@
-"""Read from and write to S3, with the user's own credentials."""
+"""Read from and write to S3, with the user's own credentials and boto3's own transfer."""
 
 from __future__ import annotations
 
+import glob
 import logging
-import re
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformer.download import BLOCK_BYTES, Dropped, NotThere, Source, Unreachable, fetch
-from transformer.files import UserError
+from transformer.download import NotThere, Unreachable
+from transformer.files import UserError, atomic_write, file_lock
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +50,8 @@ def _s3_client(url: str) -> Iterator[Any]:
     except (HTTPClientError, NoConnectionError) as error:
         raise Unreachable(f"{url}: no answer ({error})") from None
     except (BotoCoreError, Boto3Error) as error:
-        raise UserError(f"{url}: {error}") from None
-
-
-def _list(url: str) -> list[str]:
-    """Return the keys under an s3:// address, relative to it; "" is the address itself."""
-    bucket, prefix = _bucket_and_key(url)
-    with _s3_client(url) as client:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
-    inside = f"{prefix}/" if prefix else ""
-    names = [key.removeprefix(inside) for key in keys if key.startswith(inside) or key == prefix]
-    return ["" if name == prefix and prefix else name for name in names if not name.endswith("/")]
+        # A transfer that was tried again and again says why in an attribute.
+        raise UserError(f"{url}: {getattr(error, 'last_exception', error)}") from None
 
 
 def fetch_prefix(url: str, home: Path, files: Iterable[str] | None, *, offline: bool) -> Path:
@@ -76,59 +66,67 @@ def fetch_prefix(url: str, home: Path, files: Iterable[str] | None, *, offline: 
     """
     bucket, prefix = _bucket_and_key(url)
     target = home / bucket / prefix
-    if offline and target.exists():
-        return target
+    if offline:
+        if target.exists():
+            return target
+        raise Unreachable(f"{url} is not in {home}, and HF_HUB_OFFLINE is set")
     try:
-        names = _list(url)
+        with _s3_client(url) as client:
+            objects = _list(client, bucket, prefix)
+            if list(objects) == [""]:
+                _fetch(client, bucket, objects[""], target)
+                return target
+            patterns = _CHECKPOINT_FILES if files is None else tuple(files)
+            wanted = [name for name in objects if any(fnmatch(name, like) for like in patterns)]
+            if "model.safetensors" in wanted and files is None:
+                wanted = [name for name in wanted if not name.endswith(".bin")]
+            for name in wanted:
+                _fetch(client, bucket, objects[name], target / name)
     except Unreachable as error:
         if not target.exists():
             raise
         logger.warning("%s; using the copy in %s", error, target)
         return target
-    if names == [""]:
-        return fetch(lambda: _source(url), target)
-    patterns = _CHECKPOINT_FILES if files is None else tuple(files)
-    wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
-    wanted = [name for name in wanted if "/" not in name]
-    if "model.safetensors" in wanted and files is None:
-        wanted = [name for name in wanted if not name.endswith(".bin")]
     if not wanted:
         raise UserError(f"{url}: holds no file like {', '.join(patterns)}; check the prefix")
-    for name in wanted:
-        address = f"s3://{bucket}/{prefix}/{name}" if prefix else f"s3://{bucket}/{name}"
-        fetch(partial(_source, address), target / name)
     return target
 
 
-def _source(url: str) -> Source:
-    """Ask S3 for size, version and hash of one object."""
-    bucket, key = _bucket_and_key(url)
-    with _s3_client(url) as client:
-        head = client.head_object(Bucket=bucket, Key=key)
-    tag = head["ETag"].strip('"')
-    # Only the tag of an object in one part, and without a customer's key, is the MD5 of it.
-    plain = re.fullmatch(r"[0-9a-f]{32}", tag) and "aws:kms" not in str(
-        head.get("ServerSideEncryption", "")
-    )
-
-    def read(offset: int) -> tuple[int, Iterator[bytes]]:
-        with _s3_client(url) as client:
-            ranged = {"Range": f"bytes={offset}-"} if offset else {}
-            body = client.get_object(Bucket=bucket, Key=key, IfMatch=tag, **ranged)["Body"]
-        return offset, _s3_blocks(body)
-
-    digest = ("md5", tag) if plain and "SSECustomerAlgorithm" not in head else None
-    return Source(url, tag, head["ContentLength"], digest, read)
+def _list(client: Any, bucket: str, prefix: str) -> dict[str, dict]:
+    """Return what is right under a prefix, by name; "" is an object of that very name."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    objects = {entry["Key"]: entry for page in pages for entry in page.get("Contents", ())}
+    if prefix in objects:
+        return {"": objects[prefix]}
+    inside = f"{prefix}/" if prefix else ""
+    names = {key.removeprefix(inside): key for key in objects if key.startswith(inside)}
+    return {name: objects[key] for name, key in names.items() if name and "/" not in name}
 
 
-def _s3_blocks(body: Any) -> Iterator[bytes]:
-    """Yield the content of an S3 object."""
-    from botocore.exceptions import BotoCoreError
+def _fetch(client: Any, bucket: str, entry: dict, target: Path) -> None:
+    """Bring one object to `target`, unless this version of it is there already."""
+    name = f"s3://{bucket}/{entry['Key']}"
+    version = target.with_name(f".{target.name}.etag")
 
-    try:
-        yield from body.iter_chunks(BLOCK_BYTES)
-    except (BotoCoreError, OSError) as error:
-        raise Dropped(f"the connection broke ({error})") from None
+    def is_there() -> bool:
+        if not (target.is_file() and version.is_file()):
+            return False
+        return version.read_text() == entry["ETag"] and target.stat().st_size == entry["Size"]
+
+    if is_there():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(target.with_name(f".{target.name}.lock"), f"it fetches {name}"):
+        if is_there():
+            return
+        logger.info("fetching %s to %s", name, target)
+        for leftover in target.parent.glob(f".{glob.escape(target.name)}.part*"):
+            leftover.unlink()  # of a process that was killed; boto3 adds an ending of its own
+        part = target.with_name(f".{target.name}.part")
+        client.download_file(bucket, entry["Key"], str(part))
+        os.replace(part, target)
+        with atomic_write(version) as file:
+            file.write(entry["ETag"])
 
 
 def put(file: Path, url: str) -> None:
