@@ -244,6 +244,11 @@ class BertPreTrainedModel(nn.Module):
         return model
 
     @classmethod
+    def from_config(cls: type[Model], config: BertConfig) -> Model:
+        """Build a model of the architecture that `config` is of, with random weights."""
+        return cls(config)
+
+    @classmethod
     def from_scratch(
         cls: type[Model], path_or_config: str | Path | BertConfig, **config_changes: Any
     ) -> Model:
@@ -257,7 +262,7 @@ class BertPreTrainedModel(nn.Module):
             from transformer.checkpoint.directory import read_config  # stands below this module
 
             config = read_config(config)
-        return cls(config.changed(**config_changes))
+        return cls.from_config(config.changed(**config_changes))
 
 
 def _contains(layers: Collection[int], number: int) -> bool:
@@ -281,6 +286,11 @@ class BertModel(BertPreTrainedModel):
         self.embeddings = self.embeddings_class(config)
         self.encoder = self.encoder_class(config)
         self.pooler = self.pooler_class(config) if add_pooler else None
+
+    @classmethod
+    def from_config(cls, config: BertConfig) -> BertModel:
+        """Build the encoder of the architecture that `config` is of, with random weights."""
+        return build_encoder(config)
 
     def forward(
         self,
@@ -328,7 +338,7 @@ class BertModel(BertPreTrainedModel):
 
 
 def build_encoder(config: BertConfig, add_pooler: bool = True) -> BertModel:
-    """Build the encoder of the architecture that `config` is of, with random weights."""
+    """Build the encoder that a head stands on: that of the architecture of `config`."""
     from transformer.architectures.table import ARCHITECTURES  # its encoders extend BertModel
 
     return ARCHITECTURES[config.model_type].encoder(config, add_pooler)

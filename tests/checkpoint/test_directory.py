@@ -583,7 +583,14 @@ def test_a_vocabulary_of_another_size_is_refused(lines, task_dir):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "roberta"}, "model_type roberta is not supported; "),
+        (
+            {"model_type": "roberta"},
+            "model_type roberta has other words.*--teacher_logits",
+        ),
+        (
+            {"model_type": "gru"},
+            "model_type gru is not supported; choose .* bert, nezha",
+        ),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type .* not supported"),
         ({"is_decoder": True}, "is_decoder true is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),

@@ -8,8 +8,9 @@ counts how often a layer is applied, and layer m of a teacher is its m-th applic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from transformer.configuration import BertConfig
@@ -48,6 +49,22 @@ class AlbertConfig(BertConfig):
                 "which all published ALBERT models have"
             )
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> AlbertConfig:
+        """Build a configuration from the object in a config.json, brightmart's too.
+
+        Those of brightmart (albert_zh) name no groups but where the LayerNorms stand, `ln_type`.
+        """
+        values = dict(values)
+        if "num_hidden_groups" not in values and "ln_type" in values:
+            if values["ln_type"] != "postln":
+                raise UserError(
+                    f"config: ln_type {values['ln_type']!r} is not supported; only postln is"
+                )
+            values["embedding_size"] = values["hidden_size"]  # see `multiply_out`
+            del values["ln_type"]
+        return super().from_dict(values)
+
     @property
     def embedding_width(self) -> int:
         """Return the width of the embedding tables."""
@@ -58,6 +75,30 @@ def check_embedding_size(size: int) -> None:
     """Raise UserError unless tables can be so wide."""
     if not isinstance(size, int) or size < 1:
         raise UserError(f"config: embedding_size {size!r} must be a whole number of at least 1")
+
+
+def multiply_out(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of an ALBERT, those of brightmart's files with whole word embeddings.
+
+    There the word embeddings (V, E) alone are mapped, without a bias, by a matrix (E, D), and the
+    other tables and the LayerNorm are D wide. Words times matrix, with the identity as the mapping
+    behind the LayerNorm, compute the same; so does the masked-LM head, which uses both.
+    """
+    tables = "bert.embeddings."
+    mapping = weights.get(tables + "word_embeddings_2")  # as TensorFlow has it: (E, D)
+    if mapping is None:
+        linear = weights.get(tables + "word_embeddings_2.weight")  # (D, E)
+        if linear is None:
+            return weights
+        mapping = linear.T
+    width = mapping.shape[1]
+    adapted = {n: t for n, t in weights.items() if "word_embeddings_2" not in n}
+    adapted[tables + "word_embeddings.weight"] = (
+        weights[tables + "word_embeddings.weight"] @ mapping
+    )
+    adapted[tables + "projection.weight"] = torch.eye(width, device=mapping.device)
+    adapted[tables + "projection.bias"] = torch.zeros(width, device=mapping.device)
+    return adapted
 
 
 class FactorisedEmbeddings(BertEmbeddings):

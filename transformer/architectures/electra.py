@@ -64,10 +64,10 @@ class ElectraModel(BertModel):
 # not used.
 NAMES = (
     ("electra.embeddings_project.", "bert.embeddings.projection."),
-    ("electra.", "bert."),
     ("generator_predictions.", "cls.predictions.transform."),
     ("generator_lm_head.weight", "cls.predictions.decoder.weight"),
     ("generator_lm_head.bias", "cls.predictions.bias"),
     ("classifier.dense.", "bert.pooler.dense."),
+    ("electra.", "bert."),
     ("classifier.out_proj.", "classifier."),
 )

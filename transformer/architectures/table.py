@@ -9,9 +9,12 @@ configuration, its encoder and its names in checkpoints, and a row below.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from torch import Tensor
 
 from transformer.architectures import albert, distilbert, electra, nezha
 from transformer.configuration import BertConfig
@@ -20,6 +23,12 @@ from transformer.modeling import BertModel
 
 Names = tuple[tuple[str, str], ...]
 
+Weights = dict[str, Tensor]
+
+
+def _unchanged(weights: Weights) -> Weights:
+    return weights
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -27,6 +36,7 @@ class Architecture:
 
     names: beginnings of names of tensors, in checkpoints of others and in ours; "{n}" is a number.
         The first pair that fits is applied.
+    adapt: makes of the renamed weights of a file what the encoder reads, where names do not do.
     """
 
     title: str
@@ -34,6 +44,7 @@ class Architecture:
     config: type[BertConfig]
     encoder: type[BertModel]
     names: Names = ()
+    adapt: Callable[[Weights], Weights] = _unchanged
 
 
 # By model_type, as config.json has it.
@@ -41,7 +52,12 @@ ARCHITECTURES = {
     "bert": Architecture("BERT", "Bert", BertConfig, BertModel),
     "nezha": Architecture("NEZHA", "Nezha", nezha.NezhaConfig, nezha.NezhaModel, nezha.NAMES),
     "albert": Architecture(
-        "ALBERT", "Albert", albert.AlbertConfig, albert.AlbertModel, albert.NAMES
+        "ALBERT",
+        "Albert",
+        albert.AlbertConfig,
+        albert.AlbertModel,
+        albert.NAMES,
+        albert.multiply_out,
     ),
     "electra": Architecture(
         "ELECTRA", "Electra", electra.ElectraConfig, electra.ElectraModel, electra.NAMES
@@ -78,9 +94,8 @@ def model_type_of(values: dict[str, Any]) -> str:
         return "albert" if is_albert else "bert"
     if model_type in OTHER_WORDS:
         raise UserError(
-            f"model_type {model_type}: its vocabulary is not BERT's, so a BERT student reads other "
-            "tokens and cannot learn from its layers. Its predictions can be learned from: write "
-            "its logits for the training rows to a file and give that as --teacher_logits"
+            f"model_type {model_type} has other words than BERT, so a BERT student cannot learn "
+            "from its layers; to learn from its predictions, give its logits by --teacher_logits"
         )
     if model_type not in ARCHITECTURES:
         raise UserError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from transformer.architectures.table import ARCHITECTURES
 from transformer.checkpoint.directory import Checkpoint, LoadReport, grouped, write_checkpoint
 from transformer.checkpoint.weight_files import BIN, DECODER, SAFETENSORS, group_of
 from transformer.configuration import BertConfig
@@ -79,8 +80,9 @@ def describe(directory: Path) -> str:
 
 
 def _architecture(config: BertConfig) -> str:
+    title = ARCHITECTURES[config.model_type].title
     return (
-        f"BERT, {config.num_hidden_layers} layers, width {config.hidden_size}, "
+        f"{title}, {config.num_hidden_layers} layers, width {config.hidden_size}, "
         f"{config.num_attention_heads} heads, inner width {config.intermediate_size}, "
         f"{config.hidden_act}, {config.vocab_size} words"
     )

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformer.architectures.table import ARCHITECTURES, model_type_of
 from transformer.checkpoint.weight_files import find_weights, group_of
 from transformer.configuration import BertConfig, unnamed_labels
 from transformer.files import UserError
 
-CONFIG_NAMES = ("config.json", "bert_config.json")
+CONFIG_NAMES = ("config.json", "bert_config.json", "albert_config.json")
 
 REQUIRED_KEYS = (
     "vocab_size",
@@ -42,12 +43,13 @@ STALE_KEYS = (
     *FATAL_KEYS,
 )
 
-# Hugging Face's class for what a checkpoint holds: the first row whose groups are all present.
-ARCHITECTURES = (
-    ("BertForSequenceClassification", ("classifier",)),
-    ("BertForPreTraining", ("mlm", "nsp")),
-    ("BertForMaskedLM", ("mlm",)),
-    ("BertModel", ()),
+# What Hugging Face's class for a checkpoint is called, behind the name of the architecture: the
+# first row whose groups are all present.
+HEADS = (
+    ("ForSequenceClassification", ("classifier",)),
+    ("ForPreTraining", ("mlm", "nsp")),
+    ("ForMaskedLM", ("mlm",)),
+    ("Model", ()),
 )
 
 
@@ -61,11 +63,11 @@ def make_config(
         shapes: of the weights beside it, by published name; nothing without weights.
 
     Raises:
-        UserError: not the configuration of a BERT, or `vocab.txt` beside it is of another size.
+        UserError: a value that no model can have, or `vocab.txt` beside it is of another size.
     """
     notes = _infer(values, shapes)
     try:
-        config = BertConfig.from_dict(values)
+        config = ARCHITECTURES[values["model_type"]].config.from_dict(values)
     except UserError as error:
         raise UserError(f"{file}: {str(error).removeprefix('config: ')}") from None
     except (TypeError, ValueError, AttributeError) as error:
@@ -97,10 +99,10 @@ def find_config(path: Path) -> Path:
 
 
 def read_values(file: Path) -> dict[str, Any]:
-    """Return the object in a config.json.
+    """Return the object in a config.json, with our names for its keys and a model_type.
 
     Raises:
-        UserError: not readable, not JSON, or another architecture than BERT.
+        UserError: not readable, not JSON, or an architecture that is not supported.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -110,18 +112,21 @@ def read_values(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not valid JSON ({error}); copy it again") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: must hold a JSON object")
-    model_type = values.get("model_type", "bert")
-    if model_type != "bert":
-        raise UserError(
-            f"{file}: model_type {model_type} is not supported; only bert is. "
-            "Give the directory of a BERT model"
-        )
+    try:
+        model_type = model_type_of(values)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    architecture = ARCHITECTURES[model_type]
+    values = architecture.config.with_our_keys({**values, "model_type": model_type})
     for key, allowed in FATAL_KEYS.items():
         if values.get(key) is not None and values[key] not in allowed:
             raise UserError(f"{file}: {key} {json.dumps(values[key])} is not supported")
     absent = [key for key in REQUIRED_KEYS if key not in values]
     if absent:
-        raise UserError(f"{file} lacks {', '.join(absent)}; it is not the configuration of a BERT")
+        names = ", ".join(architecture.config.key_names.get(key, key) for key in absent)
+        raise UserError(
+            f"{file} lacks {names}; it is not the configuration of {architecture.title}"
+        )
     return values
 
 
@@ -173,7 +178,8 @@ def config_text(config: BertConfig, weight_names: Iterable[str], dtype: str) -> 
         dtype: their type, as Hugging Face spells it ("float32").
     """
     groups = {group_of(name) for name in weight_names}
-    architecture = next(name for name, needs in ARCHITECTURES if groups.issuperset(needs))
+    head = next(name for name, needs in HEADS if groups.issuperset(needs))
+    class_name = ARCHITECTURES[config.model_type].class_prefix + head
     if "classifier" in groups:
         single = "regression" if config.num_labels == 1 else "single_label_classification"
         config = replace(
@@ -182,5 +188,9 @@ def config_text(config: BertConfig, weight_names: Iterable[str], dtype: str) -> 
             problem_type=config.problem_type or single,
         )
     values = {key: value for key, value in config.to_dict().items() if key not in STALE_KEYS}
-    values |= {"model_type": "bert", "architectures": [architecture], "torch_dtype": dtype}
+    values |= {
+        "model_type": config.model_type,
+        "architectures": [class_name],
+        "torch_dtype": dtype,
+    }
     return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from transformer.architectures.table import ARCHITECTURES, their_name
 from transformer.checkpoint import weight_files
 from transformer.checkpoint.config_file import (
     CONFIG_NAMES,
@@ -88,7 +89,9 @@ class Checkpoint:
     @cached_property
     def shapes(self) -> dict[str, Shape]:
         """Return the shape of each of its weights by published name; nothing if there are none."""
-        return {} if self.files is None else weight_files.read_shapes(self.files)
+        if self.files is None:
+            return {}
+        return weight_files.read_shapes(self.files, self._values["model_type"])
 
     @cached_property
     def groups(self) -> frozenset[str]:
@@ -96,9 +99,12 @@ class Checkpoint:
         return frozenset(map(group_of, self.shapes))
 
     @cached_property
+    def _values(self) -> dict[str, Any]:
+        return read_values(find_config(self.path))
+
+    @cached_property
     def _config_and_notes(self) -> tuple[BertConfig, list[str]]:
-        file = find_config(self.path)
-        return make_config(file, read_values(file), self.shapes)
+        return make_config(find_config(self.path), self._values, self.shapes)
 
     @property
     def config(self) -> BertConfig:
@@ -130,7 +136,8 @@ class Checkpoint:
         Raises:
             UserError: no weights, a damaged file, a value that is not finite.
         """
-        return weight_files.read_weights(self._needed_files())
+        files = self._needed_files()
+        return weight_files.read_weights(files, self._values["model_type"])
 
     def _needed_files(self) -> WeightFiles:
         if self.files is None:
@@ -143,7 +150,7 @@ class Checkpoint:
     def compare(self, model_class: type[nn.Module], **config_changes: Any) -> LoadReport:
         """Compare its weights with what a `model_class` reads, from headers alone."""
         with torch.device("meta"):  # shapes without values
-            model = model_class(self.config.changed(**config_changes))
+            model = model_class.from_config(self.config.changed(**config_changes))
         return _compare(self, model)
 
     def check(
@@ -176,7 +183,7 @@ class Checkpoint:
         config = self.config.changed(**changes)
         self._needed_files()
         _check_labels(self, config)
-        model = model_class(config)
+        model = model_class.from_config(config)
         report = _compare(self, model)
         _check_report(report, require, changes)
         weights = self.read_weights()
@@ -401,13 +408,16 @@ def write_checkpoint(
     output_dir.mkdir(parents=True, exist_ok=True)
     dtype = str(weights[weight_files.WORD_EMBEDDINGS].dtype).removeprefix("torch.")
     text = config_text(config, weights, dtype)
+    tensors = {
+        their_name(config.model_type, name): tensor.detach().cpu().clone()
+        for name, tensor in weights.items()
+    }
     config_file = output_dir / "config.json"
     if not config_file.is_file() or config_file.read_bytes() != text.encode():
         for name in CONFIG_NAMES:
             (output_dir / name).unlink(missing_ok=True)
     if tokenizer is not None:
         tokenizer.save_pretrained(output_dir)
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
     stale = _weight_files_in(output_dir) - {output_dir / name for name in formats}
     # subtle: readers prefer safetensors. Written bin first, a kill before the old safetensors file
     # is replaced or removed leaves the old weights whole.
@@ -419,7 +429,7 @@ def write_checkpoint(
     with atomic_write(config_file) as file:
         file.write(text)
     if config.classifier_relu and "classifier.weight" in weights:
-        _tell_about_relu(output_dir)
+        _tell_about_relu(output_dir, ARCHITECTURES[config.model_type].class_prefix)
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -440,10 +450,11 @@ def _weight_files_in(directory: Path) -> set[Path]:
 
 
 @cache
-def _tell_about_relu(output_dir: Path) -> None:
+def _tell_about_relu(output_dir: Path, class_prefix: str) -> None:
     """Say, once for each directory, where other readers will get other numbers."""
     logger.info(
-        "%s: its classifier reads ReLU(pooled); Hugging Face's BertForSequenceClassification has "
+        "%s: its classifier reads ReLU(pooled); Hugging Face's %sForSequenceClassification has "
         "no ReLU there and gives other logits for it",
         output_dir,
+        class_prefix,
     )

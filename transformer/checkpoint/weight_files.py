@@ -1,7 +1,8 @@
 """Read the weights of a checkpoint directory, whoever wrote them, under the published names.
 
 Published names are those of the first PyTorch releases: `bert.encoder.layer.0.output.dense.weight`.
-What other writers call a tensor is a row of `RENAMES`; `tensorflow.py` has those of TensorFlow.
+What other writers call a tensor is a row of `RENAMES`; `tensorflow.py` has those of TensorFlow,
+`architectures/` those of other architectures, which go by the published names here as well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from transformer.architectures.table import ARCHITECTURES, our_name
 from transformer.files import UserError, atomic_write
 
 # Applied to every name, in this order.
@@ -27,12 +29,16 @@ RENAMES = (
     (r"^(module\.|_orig_mod\.)+", ""),  # written from inside DataParallel or torch.compile
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
-    (r"^(embeddings|encoder|pooler)\.", r"bert.\1."),  # a bare encoder
-    (r"^cls\.predictions\.decoder\.bias$", "cls.predictions.bias"),
 )
 
+# Applied last: the bias of the decoder is that of the predictions.
+DECODER_BIAS = (r"^cls\.predictions\.decoder\.bias$", "cls.predictions.bias")
+
+# How names begin in the file of a bare encoder.
+BARE = re.compile(r"^(embeddings|embeddings_project|encoder|transformer|pooler)\.")
+
 # Buffers that some versions of other libraries wrote; they hold no weight.
-IGNORED = re.compile(r"\.(position_ids|token_type_ids)$")
+IGNORED = re.compile(r"\.(position_ids|token_type_ids|positions_encoding)$")
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
@@ -71,7 +77,7 @@ def group_of(name: str) -> str:
     return "other"
 
 
-def published_name(name: str) -> str:
+def published_name(name: str, model_type: str = "bert") -> str:
     """Return what the published checkpoints call the tensor `name`.
 
     >>> published_name("module.embeddings.LayerNorm.gamma")
@@ -79,7 +85,9 @@ def published_name(name: str) -> str:
     """
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
-    return name
+    if BARE.match(name):
+        name = f"{model_type}.{name}"
+    return re.sub(*DECODER_BIAS, our_name(model_type, name))
 
 
 def find_weights(directory: Path) -> WeightFiles | None:
@@ -112,8 +120,11 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def read_weights(found: WeightFiles) -> dict[str, Tensor]:
+def read_weights(found: WeightFiles, model_type: str = "bert") -> dict[str, Tensor]:
     """Read all weights as fp32 tensors under their published names.
+
+    Args:
+        model_type: of the model in the files, a key of `ARCHITECTURES`.
 
     The decoder of a masked LM is left out where it equals the word embeddings.
 
@@ -122,7 +133,7 @@ def read_weights(found: WeightFiles) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     for file in found.files:
-        for name, tensor in _renamed(_read_file(file)):
+        for name, tensor in _renamed(_read_file(file), model_type):
             value = _checked(file, name, tensor)
             if name in weights and not torch.equal(weights[name], value):
                 raise UserError(f"{file}: two different tensors for {name}")
@@ -130,23 +141,29 @@ def read_weights(found: WeightFiles) -> dict[str, Tensor]:
     decoder = weights.get(DECODER)
     if decoder is not None and torch.equal(decoder, weights.get(WORD_EMBEDDINGS, decoder)):
         del weights[DECODER]
-    return weights
+    return ARCHITECTURES[model_type].adapt(weights)
 
 
-def read_shapes(found: WeightFiles) -> dict[str, tuple[int, ...]]:
+def read_shapes(found: WeightFiles, model_type: str = "bert") -> dict[str, tuple[int, ...]]:
     """Return the shapes of the weights under their published names. Reads headers only.
 
     Raises:
         UserError: a damaged file.
     """
-    return {name: shape for file in found.files for name, shape in _renamed(_read_shapes(file))}
+    weights = {
+        name: torch.empty(shape, device="meta")
+        for file in found.files
+        for name, shape in _renamed(_read_shapes(file), model_type)
+    }
+    adapted = ARCHITECTURES[model_type].adapt(weights)
+    return {name: tuple(tensor.shape) for name, tensor in adapted.items()}
 
 
-def _renamed(values: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+def _renamed(values: dict[str, Any], model_type: str) -> Iterable[tuple[str, Any]]:
     """Yield the weights in `values` with their published names."""
     for name, value in values.items():
         if not IGNORED.search(name):
-            yield published_name(name), value
+            yield published_name(name, model_type), value
 
 
 def _checked(file: Path, name: str, tensor: Tensor) -> Tensor:
@@ -168,7 +185,8 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     if file.suffix != ".safetensors":
         return _read_bin(file, in_memory=True)
     with _open_safetensors(file) as tensors:
-        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        names = [name for name in tensors.keys() if not IGNORED.search(name)]  # noqa: SIM118
+        return {name: tensors.get_tensor(name) for name in names}
 
 
 def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
