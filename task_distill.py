@@ -8,6 +8,7 @@
         --data_dir GLUE_DIR/SST-2 --task_name SST-2 --aug_train --output_dir tinybert
     python task_distill.py --do_eval --do_predict --benchmark --teacher_model teacher \\
         --student_model tinybert --data_dir GLUE_DIR/SST-2 --task_name SST-2 --output_dir results
+    python task_distill.py --student_model tinybert --predict reviews.csv --output labelled.csv
 
     torchrun --nproc_per_node=8 task_distill.py ...                 the same on eight GPUs
 
@@ -35,6 +36,7 @@ from transformer.runtime.script import run_script
 from transformer.tasks.evaluate import deliver
 from transformer.tasks.job import plan_job
 from transformer.tasks.options import check_args, delivers, trains
+from transformer.tasks.predict import check_predict, predict
 from transformer.tasks.results import report_seeds, results_table, seed_directory, write_dev_results
 from transformer.tasks.run import Job, Run
 from transformer.tasks.table import add_task_arguments
@@ -77,18 +79,22 @@ def build_parser() -> argparse.ArgumentParser:
     add("--do_eval", action="store_true", help="measure on the dev set: eval_results.txt and .json")
     add("--do_predict", action="store_true", help="label the test set, in the leaderboard's format")
     add("--benchmark", action="store_true", help="size, FLOPs and speed, beside --teacher_model's")
+    predict = "label a file, standard input (-) or one text with --student_model alone"
+    add("--predict", metavar="WHAT", help=predict)
     add("--export_onnx", type=Path, metavar="FILE", help="write the student as an ONNX graph")
     add = parser.add_argument_group("data and models").add_argument
-    add("--data_dir", type=Path, required=True, help="directory with the task's files")
+    add("--data_dir", type=Path, help="directory with the task's files")
     add("--student_model", required=True, help="directory, name or address of the model to train")
     add("--teacher_model", help="the same of its fine-tuned teacher (made by --finetune)")
-    add("--output_dir", type=Path, required=True, help="gets the model and the results")
+    add("--output_dir", type=Path, help="gets the model and the results")
+    add("--output", type=Path, metavar="FILE", help="gets what --predict answers; default: stdout")
+    add("--overwrite_output", action="store_true", help="replace the --output that is there")
     add("--cache_dir", type=Path, help="for tokenised data and downloads; default: DATA_DIR/.cache")
     add("--max_seq_length", type=int, help="limit in tokens; default: the table's, 64 or 128")
     add("--do_lower_case", action=argparse.BooleanOptionalAction, help="default: as stored")
     add("--num_workers", type=int, help="processes that tokenise; default: one a processor")
     add("--aug_train", action="store_true", help="train on train_aug.tsv (data_augmentation.py)")
-    add_task_arguments(parser)
+    add_task_arguments(parser, required=False)
     add = parser.add_argument_group("prediction distillation").add_argument
     add("--temperature", type=float, default=1.0, help="divides teacher's and student's logits")
     add("--prediction_loss", choices=("ce", "kl", "mse"), default="ce", help="of the logits")
@@ -255,6 +261,12 @@ def run_seeds(job: Job, directory: RunDirectory) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run what the command line says."""
     args = build_parser().parse_args(argv)
+    if args.predict is not None:
+        check_predict(args)
+        runtime = setup_runtime(args)
+        predict(args, runtime)
+        close_runtime(runtime)
+        return
     task = check_args(args)
     runtime = setup_runtime(args)
     with run_directory(args, INPUTS, runtime, starts_run=trains(args)) as directory:

@@ -21,6 +21,7 @@ _MODULE_OF = {
     "BertAdam": "optimization",
     "load_model": "checkpoint",
     "save_checkpoint": "checkpoint",
+    "TextClassifier": "tasks.predict",
     "UserError": "files",
     "cached_path": "file_utils",
 }

@@ -151,7 +151,7 @@ class RowReader:
             if not row.problem:
                 yield row
             elif self.keep_all and (row.problem != BLANK or len(self.first_line) == 1):
-                yield Row(row.line, self._filled(row.cells), row.problem)
+                yield Row(row.line, self.filled(row.cells), row.problem)
 
     def every_row(self) -> Iterator[Row]:
         """Yield all rows, those that cannot be used with their `problem`, and count these."""
@@ -257,7 +257,8 @@ class RowReader:
                     f"{self.path}, line {row.line}: {key!r} is {kind}; a text or number is needed"
                 )
 
-    def _filled(self, cells: Cells) -> Cells:
+    def filled(self, cells: Cells) -> Cells:
+        """Return the cells of a row with empty ones in place of those that are missing."""
         if self.format == "json":
             return dict.fromkeys(self.text_keys, "") | cells
         return cells + [""] * (self._width - len(cells))

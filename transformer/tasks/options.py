@@ -45,6 +45,15 @@ def check_args(args: argparse.Namespace) -> Task:
     Raises:
         UserError: as it says.
     """
+    for flag, value, what in (
+        ("--task_name", args.task_name, "a task of GLUE, or your own with --text_columns"),
+        ("--data_dir", args.data_dir, "the directory of the task's files"),
+        ("--output_dir", args.output_dir, "the directory that gets the model and the results"),
+    ):
+        if value is None:
+            raise UserError(f"{flag} is needed: {what} (only --predict does without)")
+    if args.output is not None or args.overwrite_output:
+        raise UserError("--output and --overwrite_output belong to --predict")
     eval_step = LEAST_EVAL_STEP if args.eval_step is None else args.eval_step
     check_training_arguments(argparse.Namespace(**{**vars(args), "eval_step": eval_step}))
     _check_values(args)

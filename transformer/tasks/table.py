@@ -232,14 +232,14 @@ def _key(name: str) -> str:
 TASKS = {_key(task.name): task for task in _ROWS}
 
 
-def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add --task_name and the flags that describe a task which is not in the table."""
     group = parser.add_argument_group("task", "columns counted from 0; a flag wins over the table")
     names = ", ".join(task.name for task in _ROWS)
     add = group.add_argument
     add(
         "--task_name",
-        required=True,
+        required=required,
         help=f"{names} (any case), or your own with --text_columns",
     )
     add(
