@@ -196,7 +196,7 @@ def evaluate_and_publish(
 
 def save_student(job: Job, student: nn.Module, output_dir: Path) -> None:
     """Write the student as a checkpoint directory."""
-    save_checkpoint(student, job.tokenizer, output_dir, safetensors=job.args.save_safetensors)
+    save_checkpoint(student, job.tokenizer, output_dir, save_bin=job.args.save_bin)
 
 
 # --- main --------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def finish(job: Job, state: RunState) -> None:
     closing_summary(
         "general distillation is done",
         [
-            (output_dir / "pytorch_model.bin", "the student, with config.json and vocab.txt"),
+            (output_dir / "model.safetensors", "the student, with config.json and vocab.txt"),
             (output_dir / "best", "the student with the lowest held-out loss"),
             (output_dir / "metrics.jsonl", "all reports"),
             (output_dir / "training_curves.png", "the same as curves"),

@@ -172,7 +172,15 @@ def look(run: Run, state: RunState, total_steps: int) -> None:
 def publish(run: Run, state: RunState, directory: Path, results: dict[str, float] | None) -> None:
     """Write the student as a checkpoint directory, with its results, and copy it to --data_url."""
     args, job = run.args, run.job
-    save_checkpoint(state.student, job.tokenizer, directory, safetensors=args.save_safetensors)
+    # A model that is finished needs no map to its teacher's width; one that learned layers may go
+    # on learning them.
+    save_checkpoint(
+        state.student,
+        job.tokenizer,
+        directory,
+        save_bin=args.save_bin,
+        keep_projection=not run.keeps_best,
+    )
     if results is not None:
         facts = {**job.facts, "seed": args.seed, "global_step": state.step}
         write_dev_results(args.output_dir, job.dev_sets, results, facts)
@@ -221,7 +229,7 @@ def finish(run: Run, state: RunState) -> None:
     closing_summary(
         f"{run.stage} of {run.job.task.name} is done",
         [
-            (directory / "pytorch_model.bin", f"the student of step {state.best_step}, {which}"),
+            (directory / "model.safetensors", f"the student of step {state.best_step}, {which}"),
             (directory / "last", "the student of the last step"),
             (directory / "eval_results.json", "its results on the dev set"),
             (directory / "metrics.jsonl", "all reports"),

@@ -139,7 +139,7 @@ def test_terminated_job_saves_and_resumes(tmp_path, command):
     assert len(metrics_of(out)) < len(metrics_of(expected))
     finish(ForkedRun(command("--resume", output_dir=out), log=log, ranks=2))
     assert metrics_of(out) == metrics_of(expected)
-    name = "pytorch_model.bin"
+    name = "model.safetensors"
     assert (out / name).read_bytes() == (expected / name).read_bytes()
 
 
@@ -187,7 +187,7 @@ def test_torchrun_brings_back_a_lost_rank(tmp_path, command):
     assert done.returncode == 0, done.stderr
     assert "going on from step 6" in done.stderr
     assert metrics_of(out) == metrics_of(expected)
-    name = "pytorch_model.bin"
+    name = "model.safetensors"
     assert (out / name).read_bytes() == (expected / name).read_bytes()
 
 

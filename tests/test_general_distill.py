@@ -78,8 +78,8 @@ def test_run_from_another_directory_writes_everything(tmp_path, command):
     assert done.stdout == ""
     out = tmp_path / "out"
     for name in (
-        *("pytorch_model.bin", "config.json", "vocab.txt", "tokenizer_config.json"),
-        *("args.json", "metrics.jsonl", "training_curves.png", "best/pytorch_model.bin"),
+        *("model.safetensors", "config.json", "vocab.txt", "tokenizer_config.json"),
+        *("args.json", "metrics.jsonl", "training_curves.png", "best/model.safetensors"),
     ):
         assert (out / name).stat().st_size > 0, name
         assert name.split("/")[0] in done.stderr or name in ("vocab.txt", "tokenizer_config.json")
@@ -111,7 +111,7 @@ def test_result_is_a_general_tinybert(tmp_path, command):
 def test_the_same_seed_gives_the_same_files(tmp_path, command):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(command(output_dir=tmp_path / name, seed=seed))
-    weights = [(tmp_path / name / "pytorch_model.bin").read_bytes() for name in "abc"]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1] != weights[2]
 
 
@@ -160,9 +160,9 @@ def test_finished_run_is_left_alone(tmp_path, command, caplog):
 def test_only_the_last_state_is_kept(tmp_path, command):
     run(command(save_steps=1, eval_step=1))
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {n for n in names if n.endswith((".pt", ".bin"))} == {
+    assert {n for n in names if n.endswith((".pt", ".bin", ".safetensors"))} == {
         "training_state.pt",
-        "pytorch_model.bin",
+        "model.safetensors",
     }
     assert (tmp_path / "out" / "training_state.pt").stat().st_size < 10_000, "it is only a marker"
 
@@ -219,8 +219,8 @@ def test_loss_on_padding_pads_to_the_maximum(tmp_path, command, monkeypatch):
 
 def test_results_are_copied_to_data_url(tmp_path, command):
     run(command(data_url=tmp_path / "copy"))
-    original = (tmp_path / "out" / "pytorch_model.bin").read_bytes()
-    assert (tmp_path / "copy" / "pytorch_model.bin").read_bytes() == original
+    original = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == original
 
 
 def test_exploding_run_stops_with_the_examples(tmp_path, command):
@@ -228,7 +228,7 @@ def test_exploding_run_stops_with_the_examples(tmp_path, command):
         run(command(learning_rate=1e30, log_steps=2, num_train_epochs=3))
     report = json.loads(next((tmp_path / "out").glob("nonfinite_step_*.json")).read_text())
     assert len(report["indices"]) in (6, 8) and report["terms"]["loss"] in ("nan", "inf")
-    assert not (tmp_path / "out" / "pytorch_model.bin").exists()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 # --- mistakes, found before anything starts ----------------------------------------------------

@@ -47,7 +47,7 @@ def arguments(tmp_path: Path, make_checkpoint, tiny_config) -> Callable[..., lis
 
 
 def assert_same_result(output_dir: Path, expected: Path) -> None:
-    for name in ("pytorch_model.bin", "best/pytorch_model.bin", "config.json"):
+    for name in ("model.safetensors", "best/model.safetensors", "config.json"):
         assert (output_dir / name).read_bytes() == (expected / name).read_bytes(), name
     assert metrics_of(output_dir) == metrics_of(expected)
     assert not list(output_dir.glob(".*.tmp")), "a killed save left its file behind"
@@ -98,7 +98,7 @@ def test_killed_while_a_file_takes_its_name(arguments, tmp_path):
     """The instants at which a save is half done: around the rename of each of its files."""
     expected, log = tmp_path / "expected", tmp_path / "log"
     assert ForkedRun(arguments(expected), log=log).wait() == [0], log.read_text()
-    for file, count in [("training_state.pt", 4), ("pytorch_model.bin", 2), ("config.json", 2)]:
+    for file, count in [("training_state.pt", 4), ("model.safetensors", 2), ("config.json", 2)]:
         for moment in ("before", "after"):
             output_dir = tmp_path / f"{file}-{moment}"
             argv = arguments(output_dir, "--resume")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_vocabulary
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import task_distill
@@ -190,7 +191,7 @@ def test_a_directory_is_complete(toy: Toy) -> None:
     for name in ("teacher", "layers", "student"):
         held = {path.name for path in (toy.root / name).iterdir()}
         assert held >= {
-            *("config.json", "pytorch_model.bin", "vocab.txt", "tokenizer_config.json"),
+            *("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"),
             *("args.json", "metrics.jsonl", "eval_results.json", "eval_results.txt"),
             "training_curves.png",
         }
@@ -221,10 +222,10 @@ def flipped(toy: Toy, name: str, labels: dict[str, str]) -> str:
     """Copy the teacher with its two outputs exchanged and other names for them."""
     directory = toy.root / name
     shutil.copytree(toy.root / "teacher", directory)
-    weights = torch.load(directory / "pytorch_model.bin", weights_only=True)
+    weights = load_file(directory / "model.safetensors")
     for key in ("classifier.weight", "classifier.bias"):
         weights[key] = weights[key].flip(0)
-    torch.save(weights, directory / "pytorch_model.bin")
+    save_file(weights, directory / "model.safetensors")
     config = json.loads((directory / "config.json").read_text())
     config["id2label"] = labels
     config["label2id"] = {label: int(number) for number, label in labels.items()}

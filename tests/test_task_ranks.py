@@ -124,7 +124,7 @@ def test_killed_at_random_instants(stage, ranks, arguments, tmp_path):
 
 
 def assert_same_result(output_dir: Path, expected: Path) -> None:
-    for name in ("pytorch_model.bin", "config.json", "eval_results.json", "eval_results.txt"):
+    for name in ("model.safetensors", "config.json", "eval_results.json", "eval_results.txt"):
         assert (output_dir / name).read_bytes() == (expected / name).read_bytes(), name
     assert metrics_of(output_dir) == metrics_of(expected)
     assert not list(output_dir.glob(".*.tmp")), "a killed save left its file behind"

@@ -75,6 +75,13 @@ def reference(vocab_file: Path, lowercase: bool) -> Any:
     return tokenizer
 
 
+def compiled(tokenizer: BertTokenizer, directory: Path) -> Any:
+    """Return what the compiled tokenizer makes of the `tokenizer.json` that is saved."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer.save_pretrained(directory)
+    return tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+
 def reference_words(text: str, lowercase: bool) -> list[str]:
     tokenizers = pytest.importorskip("tokenizers")
     normal = tokenizers.normalizers.BertNormalizer(lowercase=lowercase).normalize_str(text)
@@ -227,7 +234,7 @@ def test_random_strings(rich_vocab: Path) -> None:
     "name", ["enwiki.20mb", "enwiki.paragraphs.2mb", "zhwiki.1mb", "zh_news.2mb"]
 )
 @pytest.mark.parametrize("vocab", ["models/bert-6l-384-mlm", "zh"])
-def test_real_text(name: str, vocab: str) -> None:
+def test_real_text(name: str, vocab: str, tmp_path: Path) -> None:
     corpus, vocab_file = DATA / "corpus" / f"{name}.txt", DATA / vocab / "vocab.txt"
     if not corpus.exists() or not vocab_file.exists():
         pytest.skip("needs the corpora beside the checkout")
@@ -236,9 +243,11 @@ def test_real_text(name: str, vocab: str) -> None:
         lines = random.Random(0).sample(lines, min(600, len(lines)))
     for lowercase in (True, False):
         expected = reference(vocab_file, lowercase).encode_batch(lines, add_special_tokens=False)
-        ours = BertTokenizer(vocab_file, lowercase).encode_batch(lines)
-        for line, ids, encoding in zip(lines, ours, expected, strict=True):
-            assert ids == encoding.ids, line
+        tokenizer = BertTokenizer(vocab_file, lowercase)
+        saved = compiled(tokenizer, tmp_path).encode_batch(lines, add_special_tokens=False)
+        ours = tokenizer.encode_batch(lines)
+        for line, ids, encoding, again in zip(lines, ours, expected, saved, strict=True):
+            assert ids == encoding.ids == again.ids, line
 
 
 @pytest.mark.parametrize("strip_accents", [True, False])
@@ -476,6 +485,68 @@ def test_saved_directory_opens_here_and_in_hugging_face(
         expected = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert again.encode(text) == expected, ascii(text)
     assert theirs.mask_token_id == again.mask_id and theirs.pad_token_id == again.pad_id
+
+
+@pytest.mark.parametrize("strip_accents", [None, True, False])
+@pytest.mark.parametrize("chinese", [True, False])
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_tokenizer_json_gives_the_same_ids(
+    strip_accents: bool | None, chinese: bool, lowercase: bool, rich_vocab: Path, tmp_path: Path
+) -> None:
+    ours = BertTokenizer(
+        rich_vocab, lowercase, strip_accents=strip_accents, tokenize_chinese_chars=chinese
+    )
+    theirs = compiled(ours, tmp_path)
+    for text in NASTY:
+        expected = theirs.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text) == expected, ascii(text)
+    pair = theirs.encode("the hello", "runn")
+    assert pair.tokens == ["[CLS]", "the", "hello", "[SEP]", "runn", "[SEP]"]
+    assert pair.type_ids == [0, 0, 0, 0, 1, 1]
+    assert theirs.encode("the").tokens == ["[CLS]", "the", "[SEP]"]
+
+
+@pytest.mark.parametrize("task", ["CoLA", "SST-2", "STS-B", "RTE", "MNLI"])
+def test_tokenizer_json_gives_the_same_ids_for_rows_of_glue(task: str, tmp_path: Path) -> None:
+    vocab_file = DATA / "models" / "bert-6l-384-mlm" / "vocab.txt"
+    file = next(iter(sorted((DATA / "glue" / task).glob("dev*.tsv"))), None)
+    if file is None or not vocab_file.exists():
+        pytest.skip("needs the GLUE data beside the checkout")
+    lines = file.read_text(encoding="utf-8").split("\n")[:400]
+    ours = BertTokenizer(vocab_file)
+    theirs = compiled(ours, tmp_path).encode_batch(lines, add_special_tokens=False)
+    assert [encoding.ids for encoding in theirs] == ours.encode_batch(lines)
+
+
+def test_words_that_are_never_split(rich_vocab: Path, tmp_path: Path) -> None:
+    """Worked by hand from the first release's rules: blanks first, then `never_split`."""
+    plain = BertTokenizer(rich_vocab)
+    words = ["[MASK]", "[SEP]", "Hello", "stan-bul"]
+    tokenizer = BertTokenizer(rich_vocab, True, None, True, words)
+    assert tokenizer.tokenize("HELLO [MASK] Hello, (Hello the\u4f60Hello Hello") == [
+        *("hello", "[MASK]", "hello", ",", "(", "hello", "the", "\u4f60", "Hello", "Hello")
+    ]
+    assert tokenizer.tokenize("stan-bul") == ["s", "##t", "##a", "##n", "##-", "##b", "##u", "##l"]
+    for text in NASTY:
+        assert tokenizer.encode(text) == plain.encode(text.replace("Hello", "hello")), ascii(text)
+    tokenizer.save_pretrained(tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()  # which could not say it
+    again = BertTokenizer.from_pretrained(tmp_path)
+    assert again.tokenize("[MASK] HELLO") == ["[MASK]", "hello"]
+    assert pickle.loads(pickle.dumps(again)).tokenize("x [MASK]!") == plain.tokenize("x [MASK]!")
+
+
+def test_arguments_of_the_first_release(rich_vocab: Path) -> None:
+    tokenizer = BertTokenizer(rich_vocab, do_lower_case=True, max_len=64, do_basic_tokenize=False)
+    assert tokenizer.tokenize("Hello the\tTHE, hello") == [
+        *("Hello", "the", "T", "##H", "##E", "##,", "hello")
+    ]
+    theirs = WordpieceTokenizer(tokenizer.vocab)
+    for text in NASTY:
+        assert tokenizer.tokenize(text) == theirs.tokenize(text), ascii(text)
+    assert BasicTokenizer(True, ["[SEP]"]).tokenize("A[SEP] [SEP]") == [
+        *("a", "[", "sep", "]", "[SEP]")
+    ]
 
 
 def test_settings_survive_saving(tmp_path: Path, rich_vocab: Path) -> None:

@@ -22,10 +22,13 @@ from transformer import characters
 from transformer.file_utils import cached_path
 from transformer.files import atomic_write
 from transformer.vocabulary import (
+    MAX_CHARACTERS_PER_WORD,
+    SENTENCE_PIECE_NAME,
     SPECIAL_TOKENS,
     TOKENIZER_FILES,
+    TOKENIZER_JSON,
     VOCAB_NAME,
-    VOCABULARY_FILES,
+    fast_tokenizer,
     find_vocab,
     has_sentence_pieces,
     keeps_accents,
@@ -38,8 +41,6 @@ from transformer.vocabulary import (
 logger = logging.getLogger(__name__)
 
 _SPECIAL_TOKEN = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
-
-MAX_CHARACTERS_PER_WORD = 100
 
 MAX_CACHED_CHUNKS = 2**19
 
@@ -69,6 +70,7 @@ class BasicTokenizer:
     """Clean text and split it into words and punctuation.
 
     Args:
+        never_split: words between blanks that stay as they are.
         strip_accents: None does it exactly when `do_lower_case`.
         tokenize_chinese_chars: make every Chinese character a word.
     """
@@ -76,11 +78,13 @@ class BasicTokenizer:
     def __init__(
         self,
         do_lower_case: bool = True,
+        never_split: Iterable[str] = (),
         *,
         strip_accents: bool | None = None,
         tokenize_chinese_chars: bool = True,
     ):
         self.do_lower_case = do_lower_case
+        self.never_split = tuple(never_split)
         self.strip_accents = do_lower_case if strip_accents is None else strip_accents
         self.tokenize_chinese_chars = tokenize_chinese_chars
         self._clean_map = _CharacterMap(self._clean)
@@ -88,14 +92,26 @@ class BasicTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """Split `text` into words: "Hé, you!" -> ["he", ",", "you", "!"]."""
+        if self.never_split:
+            return self._tokenize_around(text)
         if not (text.isascii() and text.isprintable()):
-            text = self._decompose(text)
+            text = self._decompose(text.translate(self._clean_map))
         # Only spaces are left as blanks, so that `split()` cannot find one of its own.
         return text.translate(self._split_map).split()
 
-    def _decompose(self, text: str) -> str:
-        """Clean `text`; make letter and accents characters of their own if they are stripped."""
-        clean = text.translate(self._clean_map)
+    def _tokenize_around(self, text: str) -> list[str]:
+        """Split `text` into words but for those of `never_split`."""
+        kept = {word.translate(self._clean_map): word for word in self.never_split}
+        words: list[str] = []
+        for word in text.translate(self._clean_map).split():
+            if word in kept:
+                words.append(kept[word])
+            else:
+                words += self._decompose(word).translate(self._split_map).split()
+        return words
+
+    def _decompose(self, clean: str) -> str:
+        """Make letter and accents characters of their own if they are stripped."""
         return unicodedata.normalize("NFD", clean) if self.strip_accents else clean
 
     def _clean(self, char: str) -> str:
@@ -117,11 +133,25 @@ class BasicTokenizer:
         return f" {cased} " if characters.is_punctuation(cased[:1]) else cased
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"options": (self.do_lower_case, self.strip_accents, self.tokenize_chinese_chars)}
+        options = self.strip_accents, self.tokenize_chinese_chars
+        return {"options": (self.do_lower_case, self.never_split, *options)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        do_lower_case, strip_accents, chinese = state["options"]
-        self.__init__(do_lower_case, strip_accents=strip_accents, tokenize_chinese_chars=chinese)
+        do_lower_case, never_split, strip_accents, chinese = state["options"]
+        self.__init__(
+            do_lower_case, never_split, strip_accents=strip_accents, tokenize_chinese_chars=chinese
+        )
+
+
+class WhitespaceTokenizer:
+    """Split text at blanks and leave the words as they are (`do_basic_tokenize=False`)."""
+
+    do_lower_case = False
+    never_split = ()
+
+    def tokenize(self, text: str) -> list[str]:
+        """Split `text` at blanks."""
+        return text.split()
 
 
 def _reach(entries: Iterable[str]) -> dict[str, int]:
@@ -192,13 +222,15 @@ class ChunkCache(dict[str, tuple[int, ...]]):
     are back within a few thousand lines, and the cache follows a corpus that changes its language.
     """
 
-    def __init__(self, basic: BasicTokenizer, wordpiece: WordpieceTokenizer):
+    def __init__(self, basic: BasicTokenizer | WhitespaceTokenizer, wordpiece: WordpieceTokenizer):
         super().__init__()
         self._basic, self._wordpiece = basic, wordpiece
         self._unknown = (wordpiece.vocab[wordpiece.unk_token],)
 
     def __missing__(self, chunk: str) -> tuple[int, ...]:
-        if chunk.isascii() and chunk.isalnum():
+        if chunk in self._basic.never_split:
+            words = [chunk]
+        elif chunk.isascii() and chunk.isalnum():
             words = [chunk.lower() if self._basic.do_lower_case else chunk]
         else:
             words = self._basic.tokenize(chunk)
@@ -223,6 +255,10 @@ class BertTokenizer:
     Args:
         vocab_file: one token a line; or a `tokenizer.json` with a WordPiece model.
         do_lower_case: lower-case and, unless `strip_accents` says otherwise, strip accents.
+        max_len: another name of `model_max_length`.
+        do_basic_tokenize: False splits at blanks alone, and lower-cases nothing.
+        never_split: words between blanks that are not split at punctuation, nor lower-cased.
+        model_max_length: stored for other tools; nothing is cut here.
 
     Raises:
         UserError: the vocabulary has a blank line, a duplicate or no special tokens.
@@ -232,6 +268,9 @@ class BertTokenizer:
         self,
         vocab_file: str | Path,
         do_lower_case: bool = True,
+        max_len: int | None = None,
+        do_basic_tokenize: bool = True,
+        never_split: Iterable[str] | None = None,
         *,
         strip_accents: bool | None = None,
         tokenize_chinese_chars: bool = True,
@@ -243,8 +282,12 @@ class BertTokenizer:
             "do_lower_case": do_lower_case,
             "strip_accents": strip_accents,
             "tokenize_chinese_chars": tokenize_chinese_chars,
-            "model_max_length": model_max_length,
+            "model_max_length": model_max_length if max_len is None else max_len,
         }
+        if not do_basic_tokenize:
+            self._options["do_basic_tokenize"] = False
+        if never_split:
+            self._options["never_split"] = list(never_split)
         self._build()
 
     def _build(self) -> None:
@@ -253,11 +296,16 @@ class BertTokenizer:
         self.ids_to_tokens = {index: token for token, index in self.vocab.items()}
         special_ids = (self.vocab[token] for token in SPECIAL_TOKENS)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = special_ids
-        self.basic_tokenizer = BasicTokenizer(
-            self.do_lower_case,
-            strip_accents=self._options["strip_accents"],
-            tokenize_chinese_chars=self._options["tokenize_chinese_chars"],
-        )
+        # These two are rare, and keep text from being cut at punctuation before anything else.
+        self._is_usual = not {"do_basic_tokenize", "never_split"} & self._options.keys()
+        self.basic_tokenizer = WhitespaceTokenizer()
+        if self._options.get("do_basic_tokenize", True):
+            self.basic_tokenizer = BasicTokenizer(
+                self.do_lower_case,
+                self._options.get("never_split", ()),
+                strip_accents=self._options["strip_accents"],
+                tokenize_chinese_chars=self._options["tokenize_chinese_chars"],
+            )
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocab)
         self._chunk_ids = ChunkCache(self.basic_tokenizer, self.wordpiece_tokenizer)
 
@@ -277,6 +325,8 @@ class BertTokenizer:
 
     def _chunks(self, text: str) -> list[str]:
         """Cut `text` where words end for certain: "Hi, you." -> ["hi", ",", "you", "."]."""
+        if not self._is_usual:
+            return text.split(" ")
         if self.do_lower_case and text.isascii():
             text = text.lower()
         # Punctuation is a token by itself wherever it stands. Cut off from words, its most frequent
@@ -389,13 +439,16 @@ class BertTokenizer:
         return (str(file),)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write vocabulary and settings so that `from_pretrained` and Hugging Face read them."""
+        """Write vocabulary and settings so that `from_pretrained` and Hugging Face read them.
+
+        `tokenizer.json` says the same to those who read nothing else, the `tokenizers` library and
+        what is built on it. A "[SEP]" in a text is [SEP] to them.
+        """
         target = Path(directory)
         target.mkdir(parents=True, exist_ok=True)
         self.save_vocabulary(target)
         # Hugging Face would prefer what another model left there.
-        for name in {*VOCABULARY_FILES} - {VOCAB_NAME}:
-            (target / name).unlink(missing_ok=True)
+        (target / SENTENCE_PIECE_NAME).unlink(missing_ok=True)
         names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
         special = dict(zip(names, SPECIAL_TOKENS, strict=True))
         config = {"tokenizer_class": "BertTokenizer", **self._options, **special}
@@ -405,3 +458,8 @@ class BertTokenizer:
         ):
             with atomic_write(target / name) as output:
                 output.write(json.dumps(content, indent=2) + "\n")
+        if not self._is_usual:  # no tokenizer.json can say it; what another model left would win
+            (target / TOKENIZER_JSON).unlink(missing_ok=True)
+            return
+        with atomic_write(target / TOKENIZER_JSON) as output:
+            json.dump(fast_tokenizer(self.vocab, self._options), output, ensure_ascii=False)

@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 VOCAB_NAME = "vocab.txt"
 
+MAX_CHARACTERS_PER_WORD = 100  # a longer word is unknown
+
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 SENTENCE_PIECE_NAME = "spiece.model"  # English ALBERT's
@@ -104,6 +106,58 @@ def read_vocab_bytes(file: Path) -> bytes:
     return ("\n".join(tokens) + "\n").encode("utf-8")
 
 
+def fast_tokenizer(vocab: dict[str, int], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the object in a `tokenizer.json`: the same tokenizer for the `tokenizers` library.
+
+    Args:
+        options: of the tokenizer, as `BertTokenizer` takes them.
+    """
+    mark = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    first, second = (
+        [{"Sequence": {"id": name, "type_id": segment}}, _special("[SEP]", segment)]
+        for segment, name in enumerate("AB")
+    )
+    start = _special("[CLS]", 0)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": vocab[token], "content": token, **mark, "special": True}
+            for token in sorted(SPECIAL_TOKENS, key=vocab.__getitem__)
+        ],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": options["tokenize_chinese_chars"],
+            "strip_accents": options["strip_accents"],
+            "lowercase": options["do_lower_case"],
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [start, *first],
+            "pair": [start, *first, *second],
+            "special_tokens": {
+                token: {"id": token, "ids": [vocab[token]], "tokens": [token]}
+                for token in ("[CLS]", "[SEP]")
+            },
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": MAX_CHARACTERS_PER_WORD,
+            "vocab": vocab,
+        },
+    }
+
+
+def _special(token: str, segment: int) -> dict[str, Any]:
+    return {"SpecialToken": {"id": token, "type_id": segment}}
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file."""
     try:
@@ -120,6 +174,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def stored_options(directory: Path) -> dict[str, Any]:
     """Return the tokenizer settings of a checkpoint directory; `tokenizer_config.json` wins."""
     options: dict[str, Any] = {}
+    kept = None
     if (directory / "tokenizer.json").is_file():
         normalizer = read_json(directory / "tokenizer.json").get("normalizer") or {}
         if normalizer.get("type") == "BertNormalizer":
@@ -132,9 +187,20 @@ def stored_options(directory: Path) -> dict[str, Any]:
         config = read_json(directory / "tokenizer_config.json")
         names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length")
         options.update({name: config[name] for name in names if name in config})
+        # Hugging Face writes "do_basic_tokenize": true where nobody has set it.
+        if config.get("do_basic_tokenize") is False:
+            options["do_basic_tokenize"] = False
         _check_tokenizer(directory / "tokenizer_config.json", config)
+        kept = _never_split(directory / "tokenizer_config.json", config)
     _check_options(directory, options)
-    return options
+    return {**options, "never_split": kept} if kept else options
+
+
+def _never_split(file: Path, config: dict[str, Any]) -> list[str]:
+    words = config.get("never_split") or []
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{file}: never_split is {words!r}; the tokenizer needs a list of words")
+    return words
 
 
 def _check_options(directory: Path, options: dict[str, Any]) -> None:

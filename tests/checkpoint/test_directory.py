@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from dataclasses import replace
 from importlib import import_module
@@ -52,10 +53,10 @@ def edit_config(directory: Path, *, drop: tuple[str, ...] = (), **changes: objec
 
 
 def edit_weights(directory: Path, edit) -> dict[str, torch.Tensor]:
-    """Replace pytorch_model.bin by what `edit` makes of its dictionary."""
-    file = directory / "pytorch_model.bin"
-    weights = edit(torch.load(file, weights_only=True))
-    torch.save(weights, file)
+    """Replace model.safetensors by a pytorch_model.bin of what `edit` makes of its tensors."""
+    weights = edit(load_file(directory / "model.safetensors"))
+    (directory / "model.safetensors").unlink()
+    torch.save(weights, directory / "pytorch_model.bin")
     return weights
 
 
@@ -82,7 +83,14 @@ def task_dir(make_checkpoint) -> Path:
 # Round trips -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("safetensors", [False, True])
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        ({}, {"model.safetensors"}),
+        ({"save_bin": True}, {"model.safetensors", "pytorch_model.bin"}),
+        ({"safetensors": False}, {"pytorch_model.bin"}),
+    ],
+)
 @pytest.mark.parametrize(
     "model_class",
     [
@@ -93,13 +101,13 @@ def task_dir(make_checkpoint) -> Path:
         TinyBertForSequenceClassification,
     ],
 )
-def test_what_was_saved_is_loaded(model_class, safetensors, tiny_config, vocab_file, tmp_path):
+def test_what_was_saved_is_loaded(model_class, options, files, tiny_config, vocab_file, tmp_path):
     config = replace(tiny_config, id2label=NLI, fit_size=48, fit_per_layer=True)
     model = model_class(config)
     tokenizer = BertTokenizer(str(vocab_file), do_lower_case=True)
-    save_checkpoint(model, tokenizer, tmp_path / "saved", safetensors=safetensors)
-    assert (tmp_path / "saved" / "pytorch_model.bin").exists()
-    assert (tmp_path / "saved" / "model.safetensors").exists() == safetensors
+    save_checkpoint(model, tokenizer, tmp_path / "saved", **options)
+    weights = {"pytorch_model.bin", "model.safetensors"}
+    assert weights & {path.name for path in (tmp_path / "saved").iterdir()} == files
 
     loaded, report = load_model(model_class, tmp_path / "saved")
     assert same_weights(model, loaded)
@@ -111,28 +119,56 @@ def test_what_was_saved_is_loaded(model_class, safetensors, tiny_config, vocab_f
 
 
 def test_unknown_configuration_keys_survive_and_stale_ones_do_not(task_dir, tmp_path):
-    edit_config(task_dir, my_note="kept", transformers_version="1.0", dtype="bfloat16")
+    edit_config(task_dir, my_note="kept", transformers_version="1.0", torch_dtype="float16")
     model, _ = load_model(TinyBertForSequenceClassification, task_dir)
     save_checkpoint(model, None, tmp_path / "again")
     values = json.loads((tmp_path / "again" / "config.json").read_text())
     assert values["my_note"] == "kept"
     assert values["label2id"] == {"contradiction": 0, "entailment": 1, "neutral": 2}
-    assert values["torch_dtype"] == "float32"
-    assert not {"transformers_version", "dtype"} & values.keys()
+    assert values["dtype"] == "float32"
+    assert not {"transformers_version", "torch_dtype"} & values.keys()
 
 
 def test_overwriting_never_leaves_weights_of_another_format(task_dir, vocab_file, tiny_config):
-    """Old safetensors, shards and indexes would win over a new pytorch_model.bin."""
-    old = torch.load(task_dir / "pytorch_model.bin", weights_only=True)
-    save_file(old, task_dir / "model.safetensors")
+    """Old shards and indexes, and those of a former version, may not outlive a new model."""
+    old = edit_weights(task_dir, dict)
     save_file(old, task_dir / "model-00001-of-00001.safetensors")
     index = {"weight_map": dict.fromkeys(old, "model-00001-of-00001.safetensors")}
     (task_dir / "model.safetensors.index.json").write_text(json.dumps(index))
     torch.manual_seed(1)
     model = TinyBertForSequenceClassification(replace(tiny_config, id2label=NLI, fit_size=48))
-    save_checkpoint(model, BertTokenizer(str(vocab_file)), task_dir)
-    assert same_weights(model, load_model(type(model), task_dir)[0])
-    assert not list(task_dir.glob("*.safetensors*"))
+    for options, name in (
+        ({}, "model.safetensors"),
+        ({"safetensors": False}, "pytorch_model.bin"),
+        ({}, "model.safetensors"),
+    ):
+        save_checkpoint(model, BertTokenizer(str(vocab_file)), task_dir, **options)
+        assert same_weights(model, load_model(type(model), task_dir)[0])
+        found = [*task_dir.glob("*.safetensors*"), *task_dir.glob("*.bin*")]
+        assert [path.name for path in found] == [name]
+
+
+def test_of_two_formats_safetensors_is_read(task_dir):
+    """Where a former version wrote both, they are equal; where not, one must win for good."""
+    weights = load_file(task_dir / "model.safetensors")
+    torch.save({name: value + 1 for name, value in weights.items()}, task_dir / "pytorch_model.bin")
+    read = read_weights(task_dir)
+    assert all(torch.equal(read[name], weights[name]) for name in weights)
+
+
+def test_what_only_training_uses_is_left_out_of_a_finished_model(task_dir, tmp_path):
+    model, _ = load_model(TinyBertForSequenceClassification, task_dir)
+    save_checkpoint(model, None, tmp_path / "done", keep_projection=False)
+    names = load_file(tmp_path / "done" / "model.safetensors").keys()
+    assert names == {name for name in model.state_dict() if not name.startswith("fit_")}
+    values = json.loads((tmp_path / "done" / "config.json").read_text())
+    assert (values["fit_size"], values["fit_per_layer"]) == (0, False)
+    assert model.config.fit_size == 48  # the model itself stays as it is
+    again, report = load_model(TinyBertForSequenceClassification, tmp_path / "done")
+    assert not report.missing and not report.unexpected
+    ids = inputs(model.config.vocab_size)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(*ids).logits, model.eval()(*ids).logits)
 
 
 class Crash(BaseException):
@@ -156,8 +192,6 @@ def test_killed_at_any_step_a_save_leaves_old_or_new_or_nothing(
     for survived in range(20):
         directory = tmp_path / f"{survived}"
         save_checkpoint(old, tokenizer, directory, safetensors=stale == "safetensors")
-        if stale == "safetensors":
-            (directory / "pytorch_model.bin").unlink()
         steps = iter(range(survived))
 
         def dying(real, steps=steps):
@@ -303,8 +337,8 @@ def test_bert_config_json_is_read(task_dir):
 @pytest.mark.parametrize("kind", ["bin", "safetensors"])
 def test_shards(kind, task_dir):
     expected, _ = load_model(TinyBertForSequenceClassification, task_dir)
-    weights = torch.load(task_dir / "pytorch_model.bin", weights_only=True)
-    (task_dir / "pytorch_model.bin").unlink()
+    weights = load_file(task_dir / "model.safetensors")
+    (task_dir / "model.safetensors").unlink()
     names = sorted(weights)
     stem, suffix, save = {
         "bin": ("pytorch_model", "bin", torch.save),
@@ -338,9 +372,8 @@ def test_other_precisions_become_fp32(dtype, task_dir):
 
 def test_files_from_before_pytorch_1_6(task_dir):
     expected, _ = load_model(TinyBertForSequenceClassification, task_dir)
-    file = task_dir / "pytorch_model.bin"
-    weights = torch.load(file, weights_only=True)
-    torch.save(weights, file, _use_new_zipfile_serialization=False)
+    weights = edit_weights(task_dir, dict)
+    torch.save(weights, task_dir / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     assert same_weights(load_model(TinyBertForSequenceClassification, task_dir)[0], expected)
 
 
@@ -350,7 +383,7 @@ def test_an_original_release_is_recognised(make_checkpoint, caplog):
         "old", TinyBertForSequenceClassification, id2label=NLI, fit_size=48, fit_per_layer=True
     )
     ours = ("fit_size", "fit_per_layer", "classifier_relu", "id2label", "label2id", "model_type")
-    edit_config(directory, drop=(*ours, "problem_type", "architectures", "torch_dtype"))
+    edit_config(directory, drop=(*ours, "problem_type", "architectures", "dtype"))
     config = read_config(directory)
     assert (config.fit_size, config.fit_per_layer, config.classifier_relu) == (48, True, True)
     assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
@@ -402,7 +435,7 @@ def test_a_projection_to_another_width_is_made_anew(make_checkpoint):
     directory = make_checkpoint("general", TinyBertForPreTraining, fit_size=48)
     model, report = load_model(TinyBertForPreTraining, directory, config_changes={"fit_size": 64})
     assert report.missing == ["fit_dense.weight", "fit_dense.bias"]
-    assert report.unexpected == ["fit_dense.weight", "fit_dense.bias"]
+    assert sorted(report.unexpected) == ["fit_dense.bias", "fit_dense.weight"]
     assert model.fit_dense.weight.shape == (64, 32)
     with pytest.raises(UserError, match="lacks the projection"):
         load_model(
@@ -514,13 +547,10 @@ def test_quantised_weights_are_refused(task_dir):
 @pytest.mark.parametrize("kind", ["bin", "legacy", "safetensors"])
 def test_a_file_cut_short_is_refused(kind, task_dir):
     """Cut at every 61st part of the file; at none may it load or raise anything else."""
-    file = task_dir / "pytorch_model.bin"
-    weights = torch.load(file, weights_only=True)
-    if kind == "safetensors":
-        file.unlink()
-        file = task_dir / "model.safetensors"
-        save_file(weights, file)
-    else:
+    file = task_dir / "model.safetensors"
+    if kind != "safetensors":
+        weights = edit_weights(task_dir, dict)
+        file = task_dir / "pytorch_model.bin"
         torch.save(weights, file, _use_new_zipfile_serialization=kind == "bin")
     content = file.read_bytes()
     for part in range(61):
@@ -625,13 +655,13 @@ def test_directories_that_are_no_checkpoint_are_refused(task_dir, tmp_path):
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="PEFT adapter"):
         load_model(BertModel, adapter)
-    (task_dir / "pytorch_model.bin").unlink()
+    (task_dir / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no weights"):
         load_model(BertModel, task_dir)
     assert read_config(task_dir).hidden_size == 32
 
 
-@pytest.mark.parametrize("name", ["config.json", "pytorch_model.bin", "vocab.txt"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.txt"])
 def test_no_permission_is_told(name, task_dir, monkeypatch):
     """Permissions do not bind the superuser, so the refusal is staged."""
 
@@ -664,7 +694,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(task_dir):
         "except OSError as error:\n"
         "    sys.exit(str(error))\n"
     )
-    before = (task_dir / "pytorch_model.bin").read_bytes()
+    before = (task_dir / "model.safetensors").read_bytes()
     done = subprocess.run(
         [sys.executable, "-c", code, str(task_dir)],
         cwd=REPOSITORY,
@@ -672,8 +702,8 @@ def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(task_dir):
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr == f"[Errno 27] File too large: '{task_dir / 'pytorch_model.bin'}'\n"
-    assert (task_dir / "pytorch_model.bin").read_bytes() == before
+    assert done.stderr == f"[Errno 27] File too large: '{task_dir / 'model.safetensors'}'\n"
+    assert (task_dir / "model.safetensors").read_bytes() == before
     assert not list(task_dir.glob(".*"))
 
 
@@ -725,6 +755,30 @@ def test_hugging_face_opens_ours(safetensors, tiny_config, vocab_file, tmp_path)
     text = "The film was GREAT, not dull!"
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text)
+
+
+def test_a_finished_model_opens_in_hugging_face_without_a_warning(task_dir, tmp_path, caplog):
+    transformers = pytest.importorskip("transformers")
+    ours = Checkpoint(task_dir)
+    model = ours.load(TinyBertForSequenceClassification)[0].eval()
+    save_checkpoint(model, ours.tokenizer, tmp_path / "done", keep_projection=False)
+    transformers.utils.logging.enable_propagation()
+    try:
+        with caplog.at_level(logging.WARNING), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pipeline = transformers.pipeline("text-classification", str(tmp_path / "done"))
+            (answer,) = pipeline("the film was good")
+            assert not caplog.records
+            # The same class over the directory with its projection is what the check is for.
+            transformers.AutoModelForSequenceClassification.from_pretrained(task_dir)
+            assert "fit_dense" in caplog.text
+    finally:
+        transformers.utils.logging.disable_propagation()
+    ids = [ours.tokenizer.cls_id, *ours.tokenizer.encode("the film was good")]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*ids, ours.tokenizer.sep_id]])).logits[0]
+    assert answer["label"] == NLI[int(logits.argmax())]
+    assert answer["score"] == pytest.approx(float(logits.softmax(0).max()), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["BertForSequenceClassification", "BertForMaskedLM", "BertModel"])

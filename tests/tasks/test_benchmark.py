@@ -83,7 +83,7 @@ def test_the_formula_counts_what_torch_counts(tiny_config):
 
 def test_size_on_disk_is_that_of_the_files(make_checkpoint, student):
     directory = make_checkpoint("task", TinyBertForSequenceClassification)
-    assert size_on_disk(student, directory) == (directory / "pytorch_model.bin").stat().st_size
+    assert size_on_disk(student, directory) == (directory / "model.safetensors").stat().st_size
     elements = sum(parameter.numel() for parameter in student.parameters())
     assert size_on_disk(student) == 4 * elements
 

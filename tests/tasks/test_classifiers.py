@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from transformer.checkpoint.directory import Checkpoint, read_config
 from transformer.distillation.students import check_vocabularies, copy_layers, student_changes
@@ -72,9 +73,9 @@ def test_other_labels_are_an_error_that_shows_both_lists(labels: list[str], task
 def test_the_outputs_of_a_teacher_are_put_in_order(make_checkpoint: Callable[..., Path]) -> None:
     kind = TinyBertForSequenceClassification
     path = make_checkpoint("t", kind, id2label=named("neutral", "contradiction", "entailment"))
-    weights = torch.load(path / "pytorch_model.bin", weights_only=True)
+    weights = load_file(path / "model.safetensors")
     weights["classifier.bias"] = torch.tensor([0.5, -1.0, 2.0])  # a new one is zero in any order
-    torch.save(weights, path / "pytorch_model.bin")
+    save_file(weights, path / "model.safetensors")
     as_stored = kind.from_pretrained(path).eval()
     teacher = load_classifier(Checkpoint(path), MNLI, "the teacher", need_classifier=True).eval()
     ids = torch.randint(5, 60, (4, 9))
@@ -112,7 +113,7 @@ def test_a_configuration_alone_makes_a_random_student(
     make_checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = make_checkpoint("s", BertModel)
-    (path / "pytorch_model.bin").unlink()
+    (path / "model.safetensors").unlink()
     student = load_classifier(
         Checkpoint(path), MNLI, "the student", need_classifier=False, fit_size=40
     )

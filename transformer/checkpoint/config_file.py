@@ -191,6 +191,6 @@ def config_text(config: BertConfig, weight_names: Iterable[str], dtype: str) -> 
     values |= {
         "model_type": config.model_type,
         "architectures": [class_name],
-        "torch_dtype": dtype,
+        "dtype": dtype,
     }
     return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

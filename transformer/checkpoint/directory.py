@@ -376,21 +376,38 @@ def _check_required(report: LoadReport, require: set[str]) -> None:
 
 
 def save_checkpoint(
-    model: nn.Module, tokenizer: Any, output_dir: str | Path, *, safetensors: bool = False
+    model: nn.Module,
+    tokenizer: Any,
+    output_dir: str | Path,
+    *,
+    safetensors: bool = True,
+    save_bin: bool = False,
+    keep_projection: bool = True,
 ) -> None:
     """Write `model` (bare, with a `config`) and `tokenizer` as a checkpoint directory.
 
-    Writes pytorch_model.bin, and model.safetensors too if asked. Each file appears whole or not at
-    all; config.json comes last, so that a directory with one is complete.
+    Writes model.safetensors. Each file appears whole or not at all; config.json comes last, so that
+    a directory with one is complete.
+
+    Args:
+        safetensors: False writes pytorch_model.bin alone, for tools of 2019.
+        save_bin: write pytorch_model.bin as well.
+        keep_projection: False leaves out what only training uses, the map to the teacher's width.
 
     Raises:
         OSError: no space, no permission.
     """
-    prefix = "" if hasattr(model, "bert") else "bert."
+    prefix = _prefix(model)
+    config = model.config
     weights = {prefix + name: tensor for name, tensor in model.state_dict().items()}
     weights.pop(DECODER, None)  # readers tie it to the word embeddings
-    formats = (BIN, SAFETENSORS) if safetensors else (BIN,)
-    write_checkpoint(weights, model.config, tokenizer, Path(output_dir), formats)
+    if not keep_projection:
+        weights = {name: value for name, value in weights.items() if group_of(name) != "fit"}
+        config = config.changed(fit_size=0, fit_per_layer=False)
+    formats = [SAFETENSORS] if safetensors else []
+    if save_bin or not safetensors:
+        formats.append(BIN)
+    write_checkpoint(weights, config, tokenizer, Path(output_dir), tuple(formats))
 
 
 def write_checkpoint(

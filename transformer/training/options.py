@@ -68,7 +68,14 @@ def add_training_arguments(
     )
     group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's events")
     group.add_argument(
-        "--save_safetensors", action="store_true", help="also write model.safetensors"
+        "--save_bin",
+        action="store_true",
+        help="also write pytorch_model.bin, for tools that do not read model.safetensors",
+    )
+    group.add_argument(
+        "--save_safetensors",
+        action="store_true",
+        help="accepted: model.safetensors is always written",
     )
     group.add_argument(
         "--data_url", default="", help="s3://bucket/prefix or directory to copy results to"

@@ -30,7 +30,7 @@ STATE_FILE = "training_state.pt"
 FREE_ON_RESUME = {
     *("output_dir", "resume", "overwrite_output_dir", "local_rank", "no_cuda", "precision", "fp16"),
     *("cache_dir", "data_url", "num_workers", "reduce_memory", "save_steps", "tensorboard"),
-    "save_safetensors",
+    *("save_safetensors", "save_bin"),
 }
 
 
