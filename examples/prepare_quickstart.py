@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from parquet_words import read_words
+from pyarrow import parquet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformer.files import atomic_write
@@ -77,7 +77,7 @@ def write_task(task_dir: Path, rows: list[tuple[str, str]], dev_size: int, seed:
 
 def write_glove(path: Path, asset_dir: Path, limit: int) -> None:
     """Write the first `limit` words, which are the most frequent ones, with their vectors."""
-    words = read_words(asset_dir / "words.parquet")[:limit]
+    words = parquet.read_table(asset_dir / "words.parquet").column(0).to_pylist()[:limit]
     vectors = np.load(asset_dir / "vectors.npy", mmap_mode="r")
     with atomic_write(path) as file:
         for word, vector in zip(words, vectors, strict=False):

@@ -116,7 +116,7 @@ stage() {
 
 cd "$repo"
 venv=${VENV:-.venv}
-bash examples/make_env.sh "$venv" requirements.txt || exit
+bash examples/make_env.sh "$venv" requirements.txt examples/requirements.txt || exit
 python() { "$venv/bin/python" "$@"; }
 
 printf '\n== assets\n' >&2

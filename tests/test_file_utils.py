@@ -541,6 +541,19 @@ def test_encrypted_and_unknown_compression_are_refused(tmp_path: Path) -> None:
         cached_path(local, tmp_path / "c")
 
 
+def test_zip_that_hides_a_member_is_refused(tmp_path: Path) -> None:
+    """A damaged length makes one entry of the directory swallow the next as its comment."""
+    local = tmp_path / "m.zip"
+    content = bytearray(zip_of({"a": b"1", "b": b"2"}))
+    first = content.index(b"PK\x01\x02")
+    second = content.index(b"PK\x01\x02", first + 1)
+    content[first + 32] = len(content) - 22 - second  # the length of the comment of "a"
+    local.write_bytes(content)
+    assert zipfile.ZipFile(local).namelist() == ["a"]
+    with pytest.raises(UserError, match="lists fewer files than there are"):
+        cached_path(local, tmp_path / "c")
+
+
 @pytest.mark.parametrize("name", ["m.zip", "m.tar.gz"])
 def test_bomb_is_not_unpacked(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformer import archives

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import zipfile
@@ -19,107 +18,13 @@ from pathlib import Path
 
 import fetch_assets
 import numpy as np
-import parquet_words
 import prepare_quickstart
+import pyarrow
 import pytest
 import show_results
+from pyarrow import parquet
 
 ROOT = Path(__file__).resolve().parents[1]
-
-# --- parquet_words -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("block", "expected"),
-    [
-        (b"\x00", b""),
-        (b"\x03\x08abc", b"abc"),  # (3 - 1) << 2: a literal of three bytes
-        (b"\x06\x08abc\x0a\x03\x00", b"abcabc"),  # three bytes from three back, two-byte offset
-        (b"\x08\x08abc\x05\x02", b"abcbcbcb"),  # five bytes from two back: runs into itself
-        (b"\x05\x00a\x0f\x01\x00\x00\x00", b"aaaaa"),  # four-byte offset
-        (b"\x3d\xf0\x3c" + b"x" * 61, b"x" * 61),  # a literal whose length needs another byte
-    ],
-)
-def test_snappy_blocks_worked_by_hand(block: bytes, expected: bytes) -> None:
-    assert parquet_words.snappy_decompress(block) == expected
-
-
-def test_snappy_block_of_another_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="instead of 4"):
-        parquet_words.snappy_decompress(b"\x04\x08abc")
-
-
-def thrift(*fields: tuple[int, int, object]) -> bytes:
-    """Encode a struct in Thrift's compact protocol from (field id, type, value), ids ascending."""
-    encoded, last = b"", 0
-    for number, kind, value in fields:
-        encoded += bytes([(number - last) << 4 | kind]) + thrift_value(kind, value)
-        last = number
-    return encoded + b"\x00"
-
-
-def thrift_value(kind: int, value: object) -> bytes:
-    if kind in (5, 6):
-        return varint(value << 1)
-    if kind == 8:
-        return varint(len(value)) + value
-    if kind == 9:  # a list of structs
-        return bytes([len(value) << 4 | 12]) + b"".join(value)
-    return value  # a struct
-
-
-def varint(value: int) -> bytes:
-    encoded = b""
-    while value > 127:
-        encoded += bytes([value & 127 | 128])
-        value >>= 7
-    return encoded + bytes([value])
-
-
-def parquet_file(words: list[str], *, in_dictionary: int, rows: int | None = None) -> bytes:
-    """Write a column whose first words are in a dictionary page and the others in a plain one."""
-
-    def strings(part: list[str]) -> bytes:
-        return b"".join(struct.pack("<I", len(w.encode())) + w.encode() for w in part)
-
-    def page(kind: int, body: bytes, *rest: tuple[int, int, object]) -> bytes:
-        sizes = [(2, 5, len(body)), (3, 5, len(body))]
-        return thrift((1, 5, kind), *sizes, *rest) + body
-
-    levels = struct.pack("<I", 2) + b"\x02\x01"
-    column = page(2, strings(words[:in_dictionary]))
-    column += page(0, b"\x08\x00\x01", (5, 12, thrift((1, 5, in_dictionary), (2, 5, 8))))
-    plain = thrift((1, 5, len(words) - in_dictionary), (2, 5, 0))
-    column += page(0, levels + strings(words[in_dictionary:]), (5, 12, plain))
-    metadata = thrift((4, 5, 0), (7, 6, len(column)), (9, 6, 4), (11, 6, 4))
-    group = thrift((1, 9, [thrift((3, 12, metadata))]))
-    count = len(words) if rows is None else rows
-    schema = [thrift((4, 8, b"root")), thrift((4, 8, b"index"))]
-    footer = thrift((1, 5, 1), (2, 9, schema), (3, 6, count), (4, 9, [group]))
-    return b"PAR1" + column + footer + struct.pack("<I", len(footer)) + b"PAR1"
-
-
-def test_words_come_from_dictionary_and_plain_pages(tmp_path: Path) -> None:
-    words = ["the", ",", "né", "of", "日本"]
-    path = tmp_path / "words.parquet"
-    path.write_bytes(parquet_file(words, in_dictionary=3))
-    assert parquet_words.read_words(path) == words
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"no parquet at all",
-        parquet_file(["a", "b"], in_dictionary=1, rows=3),
-        parquet_file(["a", "b", "a"], in_dictionary=2),  # the reader relies on distinct words
-    ],
-)
-def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "words.parquet"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="words.parquet"):
-        parquet_words.read_words(path)
-
 
 # --- fetch_assets --------------------------------------------------------------------------------
 
@@ -200,9 +105,8 @@ def test_all_files_are_prepared(tmp_path: Path) -> None:
     rows += [("Sentence 3 !", "1", "rotten_tomatoes")]
     with (assets / "reviews" / "reviews.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "label", "source"), *rows])
-    (assets / "glove" / "words.parquet").write_bytes(
-        parquet_file(["the", "of", "to"], in_dictionary=2)
-    )
+    words = pyarrow.table({"index": ["the", "of", "to"]})
+    parquet.write_table(words, assets / "glove" / "words.parquet")
     np.save(assets / "glove" / "vectors.npy", np.array([[0.25, -1], [1e-3, 2], [3, 4]]))
     tokenizer = {"model": {"vocab": {"b": 1, "a": 0}}, "normalizer": {"lowercase": True}}
     (assets / "mlm" / "tokenizer.json").write_text(json.dumps(tokenizer))

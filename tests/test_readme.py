@@ -139,14 +139,15 @@ OTHER_NAMES = {"sklearn": "scikit-learn"}  # packages that are imported by anoth
 
 
 def test_requirements_are_what_is_imported() -> None:
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    places = (ROOT / "requirements.txt", ROOT / "examples" / "requirements.txt")
+    lines = [line for place in places for line in place.read_text(encoding="utf-8").splitlines()]
     required = {re.match(r"[\w-]+", line)[0] for line in lines if re.match(r"\w", line)}
     assert all(re.search(r"\S\s+# \S", line) for line in lines if re.match(r"\w", line)), "a reason"
     files = [ROOT / f"{script}.py" for script in SCRIPTS] + list((ROOT / "transformer").rglob("*"))
     files += (ROOT / "examples").glob("*.py")
     imported = {name for file in files if file.suffix == ".py" for name in imports_of(file)}
     optional = {"tensorboard", "tensorflow", "onnx", "onnxruntime"}  # imported only when asked for
-    own = {"transformer", "parquet_words"}
+    own = {"transformer"}
     comes_along = {"botocore"}  # with boto3
     imported -= sys.stdlib_module_names | own | optional | comes_along
     assert {OTHER_NAMES.get(name, name) for name in imported} == required

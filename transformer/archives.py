@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -63,13 +65,15 @@ def _unpack_into(archive: Path, target: Path) -> None:
     """Write the members of `archive` below `target`; tell what is wrong with it in one line."""
     unpack_kind = _unpack_zip if archive.name.lower().endswith(".zip") else _unpack_tar
     damage = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+    damage += (struct.error, UnicodeError)  # of a directory of members that says nonsense
     try:
         unpack_kind(archive, target)
     except NotImplementedError as error:  # a compression that zipfile does not know
         raise UserError(f"{archive}: {error}; pack it again with Deflate") from None
     except OSError as error:
-        # subtle: what decompression raises has no number; what the system raises has one.
-        if error.errno is not None:
+        # subtle: what decompression raises has no number; what the system raises has one, which for
+        # a place before the start of the file, where a damaged directory points, is EINVAL.
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise _damaged(archive, error) from None
     except damage as error:
@@ -83,12 +87,25 @@ def _damaged(archive: Path, error: object) -> UserError:
 def _unpack_zip(archive: Path, target: Path) -> None:
     with zipfile.ZipFile(archive) as content:
         check = _member_check(archive, target)
+        # 65,535 stands for any larger number.
+        if min(len(content.infolist()), 0xFFFF) != _count_at_end(archive):
+            raise _damaged(archive, "its directory lists fewer files than there are")
         for member in content.infolist():
             if member.flag_bits & 1:
                 raise UserError(f"{archive}: {member.filename!r} is encrypted; unpack it yourself")
             is_link = stat.S_ISLNK(member.external_attr >> 16)
             check(member.filename, member.file_size, is_plain=not is_link)
         content.extractall(target)
+
+
+def _count_at_end(archive: Path) -> int:
+    """Return how many files the end of a .zip announces, which zipfile does not compare."""
+    with open(archive, "rb") as file:
+        file.seek(
+            max(0, archive.stat().st_size - (1 << 16) - 22)
+        )  # the longest comment, the record
+        tail = file.read()
+    return int.from_bytes(tail[tail.rindex(b"PK\x05\x06") + 10 :][:2], "little")
 
 
 def _unpack_tar(archive: Path, target: Path) -> None:
