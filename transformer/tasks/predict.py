@@ -148,12 +148,8 @@ def check_predict(args: argparse.Namespace) -> None:
     """
     source = Path(args.predict)
     looks_like_file = source.suffix.lower() in (*TABLES, ".txt") or "/" in args.predict
-    if (
-        args.predict != STDIN
-        and not source.is_file()
-        and looks_like_file
-        and " " not in str(source)
-    ):
+    is_text = args.predict == STDIN or source.is_file() or " " in args.predict
+    if looks_like_file and not is_text:
         raise UserError(f"--predict {args.predict}: no such file")
     if not args.predict.strip():
         raise UserError("--predict: the text is empty; give a file, - for standard input or a text")
@@ -286,8 +282,8 @@ def _open_input(args: argparse.Namespace, columns: Texts, stack: ExitStack) -> P
     if source.suffix.lower() in TABLES:
         return Table(source, args, columns)
     errors = {"skip": "ignore"}.get(args.errors, args.errors)
-    file = open(source, encoding="utf-8-sig", errors=errors, newline="\n")
-    return PlainLines(stack.enter_context(file), columns)
+    file = stack.enter_context(source.open(encoding="utf-8-sig", errors=errors, newline="\n"))
+    return PlainLines(file, columns)
 
 
 def _write_answers(
