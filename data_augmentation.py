@@ -25,7 +25,7 @@ import torch
 from transformer.augmentation.algorithm import AugmentationConfig, Augmenter
 from transformer.augmentation.glove import find_source, load_word_vectors, nearest_words
 from transformer.augmentation.masked_lm import MaskedLM
-from transformer.augmentation.parts import Parts, beside, digest
+from transformer.augmentation.parts import Parts, beside
 from transformer.augmentation.rows import (
     augment_block,
     merge_notes,
@@ -40,20 +40,29 @@ from transformer.file_utils import cached_path
 from transformer.files import UserError, file_lock
 from transformer.modeling import BertForMaskedLM
 from transformer.packed_linear import pack_linears
-from transformer.runtime.output_dir import restarted
+from transformer.runtime.fingerprint import (
+    Fingerprint,
+    file_digest,
+    fingerprint,
+    sampled_digest,
+)
+from transformer.runtime.output_dir import RunLock, restarted
 from transformer.runtime.progress import Progress
 from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
 from transformer.runtime.script import run_script
 from transformer.tasks.files import RowReader, require_file
-from transformer.tasks.table import Task, add_task_arguments, resolve_task
+from transformer.tasks.table import TASK_FLAGS, Task, add_task_arguments, resolve_task
 from transformer.tokenization import BasicTokenizer
 
 logger = logging.getLogger("data_augmentation")
 
 LEFT_OUT = "left_out.tsv"  # ending of the copy of the rows that could not be used
 MIN_LENGTH = 8  # of the masked LM's input: room for a window in either context
-# Flags that do not change the output: a run may be resumed with others.
-INCIDENTAL = ("output", "resume", "overwrite_output", "cache_dir", "local_rank", "no_cuda")
+# Flags that decide the output, beside the content of what is read.
+DECISIVE = (
+    *("N", "M", "p", "mlm_context", "glove_only", "mlm_only", "glove_words", "original_spacing"),
+    *("do_lower_case", "max_seq_length", "batch_size", "recombine", "seed", *TASK_FLAGS),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -176,7 +185,9 @@ def open_input(args: argparse.Namespace, task: Task) -> RowReader:
     return reader
 
 
-def load_augmenter(args: argparse.Namespace, runtime: Runtime) -> Augmenter:
+def load_augmenter(
+    args: argparse.Namespace, checkpoint: Checkpoint | None, runtime: Runtime
+) -> Augmenter:
     """Load the masked LM and its tokenizer; word vectors are added later."""
     stop_words = STOP_WORDS
     if args.stop_words:
@@ -186,12 +197,10 @@ def load_augmenter(args: argparse.Namespace, runtime: Runtime) -> Augmenter:
             raise UserError(f"--stop_words {args.stop_words}: not UTF-8; convert it") from error
         stop_words = frozenset(line.strip() for line in lines)
     config = AugmentationConfig(args.N, args.M, args.p, args.original_spacing)
-    if not args.pretrained_bert_model:
+    if checkpoint is None:
         return Augmenter(
             config, BasicTokenizer(args.do_lower_case is not False), stop_words=stop_words
         )
-    path = cached_path(args.pretrained_bert_model, args.cache_dir or None)
-    checkpoint = Checkpoint(path, args.do_lower_case)
     tokenizer = checkpoint.tokenizer
     if args.glove_only:
         return Augmenter(config, tokenizer.basic_tokenizer, stop_words=stop_words)
@@ -212,11 +221,28 @@ def load_augmenter(args: argparse.Namespace, runtime: Runtime) -> Augmenter:
     return Augmenter(config, tokenizer.basic_tokenizer, masked_lm, stop_words=stop_words)
 
 
-def identity(args: argparse.Namespace, runtime: Runtime, source: Path) -> dict[str, str]:
+def open_checkpoint(args: argparse.Namespace) -> Checkpoint | None:
+    """Find the masked LM, or the BERT whose tokenizer is used; None without one."""
+    if not args.pretrained_bert_model:
+        return None
+    path = cached_path(args.pretrained_bert_model, args.cache_dir or None)
+    return Checkpoint(path, args.do_lower_case)
+
+
+def what_decides(
+    args: argparse.Namespace, runtime: Runtime, source: Path, checkpoint: Checkpoint | None
+) -> Fingerprint:
     """Return whatever decides the output; a run may only be resumed by its like."""
-    settings = {key: str(value) for key, value in vars(args).items() if key not in INCIDENTAL}
-    computed = {"dtype": str(runtime.dtype), "device": runtime.device.type}
-    return settings | computed | {"training file": digest(source)}
+    return fingerprint(
+        args,
+        DECISIVE,
+        precision=runtime.dtype,
+        device=runtime.device.type,
+        training_file=file_digest(source),
+        model=checkpoint and checkpoint.fingerprint,
+        word_vectors=args.glove_embs and sampled_digest(find_source(args.glove_embs)),
+        stop_words=args.stop_words and file_digest(args.stop_words),
+    )
 
 
 def plan_blocks(
@@ -294,16 +320,22 @@ def finish(args: argparse.Namespace, parts: Parts, plan: dict[str, Any], reader:
 
 
 def run(
-    args: argparse.Namespace, parts: Parts, reader: RowReader, runtime: Runtime, resume: bool
+    args: argparse.Namespace,
+    parts: Parts,
+    reader: RowReader,
+    checkpoint: Checkpoint | None,
+    runtime: Runtime,
 ) -> None:
     """Make what is missing of the output."""
-    augmenter = load_augmenter(args, runtime)
+    augmenter = load_augmenter(args, checkpoint, runtime)
     if runtime.is_main:
-        parts.begin(resume=resume)
+        parts.begin(resume=args.resume or restarted())
     runtime.barrier()
     # One process plans; a long reading must not make the others give up waiting.
     with file_lock(parts.directory / "lock", "reading the training file and the word vectors"):
         plan = parts.note("plan") or plan_blocks(args, parts, reader, augmenter, runtime.device)
+    if runtime.is_main:
+        parts.settle()
     augmenter.neighbours = parts.note("neighbours") or {}
     augment(args, parts, plan["blocks"], reader, augmenter, runtime)
     if runtime.is_main:
@@ -321,13 +353,20 @@ def main(argv: list[str] | None = None) -> None:
     runtime = setup_runtime(args)
     if inherited:
         logger.info("--N %d, the default of %s", args.N, task.name)
-    parts = Parts(args.output, identity(args, runtime, reader.path))
-    resume = args.resume or restarted()
-    needed = runtime.is_main and parts.is_needed(resume=resume, overwrite=args.overwrite_output)
-    if runtime.broadcast_object(needed):
-        run(args, parts, reader, runtime, resume)
-    else:
-        logger.info("%s is complete; nothing to do", args.output)
+    checkpoint = open_checkpoint(args)
+    parts = Parts(args.output, what_decides(args, runtime, reader.path, checkpoint))
+    lock = RunLock(args.output.parent, f"--output {args.output}", args.output.name)
+    resume, overwrite = args.resume or restarted(), args.overwrite_output
+    try:
+        runtime.on_main(lock.take)
+        if runtime.on_main(lambda: parts.is_needed(resume=resume, overwrite=overwrite)):
+            run(args, parts, reader, checkpoint, runtime)
+        else:
+            logger.info("%s is complete; nothing to do", args.output)
+    finally:
+        if lock.held:
+            parts.undo_plan()
+            lock.release(remove=True)
     close_runtime(runtime)
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -17,12 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import COMMON_WORDS, tiny_vocabulary
+from safetensors.torch import load_file, save_file
 
 import data_augmentation
 from transformer.augmentation import rows as augmented_rows
-from transformer.augmentation.parts import Parts
+from transformer.augmentation.parts import Parts, beside
 from transformer.files import UserError
 from transformer.modeling import BertForMaskedLM, TinyBertForSequenceClassification
+from transformer.runtime.output_dir import RunLock
 from transformer.runtime.script import run_script
 from transformer.tasks.kinds import REGRESSION
 from transformer.tasks.table import TASKS
@@ -307,12 +310,78 @@ def test_an_existing_output_is_kept_unless_told(run: Run) -> None:
         run(sst2(3), "--N", 2)
     run(sst2(3), "--N", 1, "--resume")
     assert output.read_bytes() == before
-    with pytest.raises(UserError, match="N was 1, is 2"):
+    with pytest.raises(UserError, match="--N was 1 and is now 2"):
         run(sst2(3), "--N", 2, "--resume")
     with pytest.raises(UserError, match="training file was"):
         run(sst2(4), "--N", 1, "--resume")
     run(sst2(3), "--N", 2, "--overwrite_output_dir")
     assert len(lines_of(output)) > len(before.splitlines())
+
+
+def files_in(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_only_an_output_of_ours_is_replaced(run: Run, tmp_path: Path) -> None:
+    before = files_in(run(sst2(3), "--N", 1).parent)
+    mine = tmp_path / "glue" / "SST-2" / "dev.tsv"
+    mine.write_text("mine")
+    with pytest.raises(UserError, match="dev.tsv was not made by this script .*so it is not repl"):
+        run(sst2(3), "--N", 1, "--output", mine, "--overwrite_output")
+    parts = tmp_path / "new.tsv.parts"
+    parts.mkdir()
+    (parts / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds no parts of this script"):
+        run(sst2(3), "--N", 1, "--output", tmp_path / "new.tsv", "--overwrite_output")
+    assert files_in(mine.parent) == {**before, "dev.tsv": b"mine"}
+
+
+def test_a_mistake_leaves_the_former_output_and_its_parts(run: Run, tmp_path: Path) -> None:
+    output = run(sst2(3), "--N", 1)
+    parts = output.with_name("train_aug.tsv.parts")
+    parts.mkdir()
+    for name in ("fingerprint.json", "plan.json", "00000000.json", "00000000.part"):
+        (parts / name).write_text("{}")
+    before, held = files_in(output.parent), files_in(parts)
+    torn = tmp_path / "torn.txt"
+    torn.write_text("a 1 2\nb 1 2\nc 1\n")
+    with pytest.raises(UserError, match="torn.txt, line 3"):
+        run(sst2(3), "--N", 1, "--overwrite_output", "--glove_embs", torn)
+    assert (files_in(output.parent), files_in(parts)) == (before, held)
+    assert sorted(path.name for path in output.parent.iterdir() if path.is_dir()) == [parts.name]
+
+
+def test_a_mistake_in_planning_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no row to augment"):
+        run("sentence\tlabel\n", "--N", 1)
+    assert [path.name for path in (tmp_path / "glue" / "SST-2").iterdir()] == ["train.tsv"]
+
+
+def test_two_runs_with_one_output(run: Run, tmp_path: Path) -> None:
+    lock = RunLock(tmp_path / "glue" / "SST-2", "--output x", "train_aug.tsv")
+    lock.file.parent.mkdir(parents=True)
+    lock.take()
+    child = in_child(lambda: run(sst2(3), "--N", 1, "--resume"))
+    assert ended(child) != 0
+    lock.release()
+    run(sst2(3), "--N", 1)
+
+
+def test_a_model_trained_again_under_its_name_is_another_run(run: Run, tmp_path: Path) -> None:
+    run(sst2(3), "--N", 1)
+    shutil.copytree(tmp_path / "mlm", tmp_path / "moved")
+    run(sst2(3), "--N", 1, "--resume", "--pretrained_bert_model", tmp_path / "moved")
+    weights = tmp_path / "mlm" / "model.safetensors"
+    state = load_file(weights)
+    state["cls.predictions.bias"] += 1
+    save_file(state, weights)
+    with pytest.raises(UserError, match="model was .* and is now"):
+        run(sst2(3), "--N", 1, "--resume")
+
+
+def test_names_of_what_belongs_to_an_output() -> None:
+    assert beside(Path("d/train_aug.tsv"), "args.json") == Path("d/train_aug.args.json")
+    assert beside(Path("x.v1"), "args.json") == Path("x.v1.args.json")
 
 
 def test_summary_and_record(run: Run, capsys: pytest.CaptureFixture) -> None:
@@ -441,7 +510,7 @@ def test_killed_anywhere_and_resumed(
     if step in ("block", "note", "join"):
         with pytest.raises(UserError, match="holds an unfinished run: give --resume"):
             run(content, *flags, output)
-        with pytest.raises(UserError, match="p was 0.4, is 0.5"):
+        with pytest.raises(UserError, match="--p was 0.4 and is now 0.5"):
             run(content, *flags, output, "--resume", "--p", 0.5)
     made = []
     original = augmented_rows.augment_block

@@ -344,6 +344,21 @@ def test_a_model_beside_the_run_is_left_alone(toy: Toy, monkeypatch: pytest.Monk
         toy.run(*flags, "--student_model", toy / "base", epochs=0.2)
 
 
+@pytest.mark.parametrize("flag", ["--export_onnx", "--do_predict"])
+def test_data_is_not_replaced_by_a_result(toy: Toy, flag: str) -> None:
+    """`--export_onnx train.tsv`, or predictions of a task that is called as its training file."""
+    here = toy.root / f"replaced{flag}"
+    here.mkdir()
+    write_rows(here / "train.tsv", ["sentence", "label"], [["good film", "1"], ["bad film", "0"]])
+    shutil.copy(here / "train.tsv", here / "test.tsv")
+    before = (here / "train.tsv").read_bytes()
+    flags = ["--student_model", toy / "base", "--data_dir", str(here), "--output_dir", str(here)]
+    flags += ["--task_name", "train", "--text_columns", "sentence", "--label_column", "label"]
+    with pytest.raises(UserError, match=f"{flag} would replace .*train.tsv, which is not"):
+        toy.run(flag, *([str(here / "train.tsv")] if flag == "--export_onnx" else []), *flags)
+    assert (here / "train.tsv").read_bytes() == before
+
+
 def test_fewer_rows_than_a_batch_train_too(toy: Toy) -> None:
     data = toy.root / "one_row"
     write_rows(data / "train.tsv", ["sentence", "label"], [["good film", "1"], ["bad film", "0"]])

@@ -9,6 +9,7 @@ punctuation and WordPiece act inside a space-separated chunk, and text repeats i
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import logging
 import re
@@ -313,6 +314,12 @@ class BertTokenizer:
     def settings(self) -> dict[str, Any]:
         """Return what decides, beside the vocabulary, which ids a text gets."""
         return {name: value for name, value in self._options.items() if name != "model_max_length"}
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a digest of all that decides which ids a text gets: vocabulary and settings."""
+        facts = json.dumps([self.vocab, self.settings], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     # Caches stay behind when a tokenizer is sent to a worker process.
     def __getstate__(self) -> dict[str, Any]:

@@ -7,103 +7,139 @@ cannot be seen in the result.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformer.files import UserError, atomic_write
+from transformer.files import UserError, atomic_write, write_json
+from transformer.runtime.fingerprint import Fingerprint, check_fingerprint
 
 SECONDS_BETWEEN_LOOKS = 0.2
+
+NOTE = "fingerprint.json"  # in every directory of ours
+
+
+# Endings that are left out where a name is made for what belongs to an output.
+TABLE_ENDINGS = (".tsv", ".csv", ".jsonl", ".json", ".txt")
 
 
 def beside(output: Path, ending: str) -> Path:
     """Return a name for what belongs to `output`.
 
-    Example: output="train_aug.tsv", ending="args.json" -> "train_aug.args.json".
+    Example: output="train_aug.tsv", ending="args.json" -> "train_aug.args.json"; but
+    output="aug.v1" -> "aug.v1.args.json", which is not that of "aug.v2".
     """
-    return output.with_name(f"{output.stem}.{ending}")
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            total.update(chunk)
-    return total.hexdigest()
+    stem = output.stem if output.suffix.lower() in TABLE_ENDINGS else output.name
+    return output.with_name(f"{stem}.{ending}")
 
 
 def _read(path: Path) -> Any:
-    """Return the content of a JSON file, None if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """Return the content of a JSON file, None if there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(
+            f"{path} is damaged; begin anew with --overwrite_output, after removing it"
+        ) from None
 
 
 class Parts:
     """The finished blocks of `output`, in a directory beside it.
 
     Args:
-        identity: whatever decides the content of the output; a run with another one may not
+        fingerprint: whatever decides the content of the output; a run with another one may not
             go on with these parts.
     """
 
-    def __init__(self, output: Path, identity: dict[str, Any]):
+    def __init__(self, output: Path, fingerprint: Fingerprint):
         self.output = output
         self.directory = output.with_name(output.name + ".parts")
+        self.aside = output.with_name(f".{output.name}.parts.replaced")
         self.record = beside(output, "args.json")
-        self.identity = identity
+        self.fingerprint = fingerprint
 
     def is_needed(self, *, resume: bool, overwrite: bool) -> bool:
         """Say whether there is anything to do, or whether the output is there already.
 
         Raises:
-            UserError: the output or a part of it is there and neither flag is given, or it is
-                there, but of another run than the one to resume.
+            UserError: the output or a part of it is there and neither flag is given; it is there,
+                but of another run than the one to resume; or it is no output of ours to replace.
         """
+        self.undo_plan()
         if resume and self.directory.exists():
-            self._check_identity(self.note("identity"))
+            # Without a note the run was killed before it could say what it was.
+            if (self.directory / NOTE).exists() or self.finished():
+                self._check(self.note("fingerprint"))
         elif resume and self.output.exists():
-            self._check_identity(_read(self.record))
+            self._check((_read(self.record) or {}).get("fingerprint"))
             return False
-        elif not overwrite and self.output.exists():
+        elif overwrite:
+            self._check_replaceable()
+        elif self.output.exists():
             raise UserError(
                 f"{self.output} exists: give --overwrite_output to replace it, or another --output"
             )
-        elif not overwrite and self.finished():
+        elif self.finished():
             raise UserError(
                 f"{self.directory} holds an unfinished run: give --resume to go on with it, or "
                 "--overwrite_output to start again"
             )
         return True
 
+    def _check(self, saved: Any) -> None:
+        check_fingerprint(saved, self.fingerprint, self.output, "--overwrite_output")
+
+    def _check_replaceable(self) -> None:
+        """Refuse to replace what no run of this toolkit wrote."""
+        record = _read(self.record) if self.output.exists() else {"args": {}, "counts": {}}
+        if not isinstance(record, dict) or not {"args", "counts"} <= record.keys():
+            raise UserError(
+                f"--overwrite_output: {self.output} was not made by this script (no "
+                f"{self.record.name} beside it), so it is not replaced; give another --output"
+            )
+        held = os.listdir(self.directory) if self.directory.exists() else []
+        if held and NOTE not in held:
+            raise UserError(
+                f"--overwrite_output: {self.directory} holds no parts of this script ({held[0]}, "
+                "...), so it is not replaced; give another --output"
+            )
+
     def begin(self, *, resume: bool) -> None:
-        """Make the directory, empty unless this resumes a run."""
+        """Make the directory, empty unless this resumes a run; a former one waits for `settle`."""
         if self.directory.exists() and not resume:
-            shutil.rmtree(self.directory)
+            self.directory.rename(self.aside)
         self.directory.mkdir(exist_ok=True)
         for leftover in self.directory.glob(".*.tmp"):
             leftover.unlink()
-        self.save_note("identity", self.identity)
+        self.save_note("fingerprint", self.fingerprint)
 
-    def _check_identity(self, stored: dict[str, Any] | None) -> None:
-        if stored is None and not self.finished():
-            return  # killed before it could say what it was
-        given, stored = json.loads(json.dumps(self.identity)), stored or {}
-        changed = [key for key in given if given[key] != stored.get(key)]
-        if changed:
-            was = ", ".join(f"{key} was {stored.get(key)}, is {given[key]}" for key in changed)
-            raise UserError(
-                f"--resume: {self.output} is of another run ({was}); start it as before, or "
-                "give --overwrite_output to start again"
-            )
+    def settle(self) -> None:
+        """Remove the parts that this run replaces: everything about it was found to be right."""
+        shutil.rmtree(self.aside, ignore_errors=True)
+
+    def undo_plan(self) -> None:
+        """Leave everything as it was, if the run that was begun has no plan."""
+        if self.directory.is_dir():
+            held = {name for name in os.listdir(self.directory) if not name.startswith(".")}
+            if not held or (held >= {NOTE} and not self.finished() and "plan.json" not in held):
+                shutil.rmtree(self.directory)
+        if self.aside.exists() and not self.directory.exists():
+            self.aside.rename(self.directory)
+        self.settle()
 
     def save_note(self, name: str, content: Any) -> None:
         """Keep something that all processes read, as JSON."""
-        with atomic_write(self.directory / f"{name}.json") as file:
-            json.dump(content, file, ensure_ascii=False)
+        write_json(self.directory / f"{name}.json", content)
 
     def note(self, name: str) -> Any:
         """Return what `save_note` kept, None if there is none yet."""
@@ -142,9 +178,7 @@ class Parts:
 
     def close(self, record: dict[str, Any]) -> None:
         """Write what the run was beside its output, and remove the parts."""
-        with atomic_write(self.record) as file:
-            json.dump(self.identity | record, file, indent=2, ensure_ascii=False)
-            file.write("\n")
+        write_json(self.record, {"fingerprint": self.fingerprint, **record})
         shutil.rmtree(self.directory)
 
     def _block(self, number: int) -> Path:

@@ -43,6 +43,7 @@ from transformer.checkpoint.weight_files import (
 )
 from transformer.configuration import BertConfig, unnamed_labels
 from transformer.files import UserError, atomic_write
+from transformer.runtime.fingerprint import digest_of, file_digest
 from transformer.tokenization import BertTokenizer
 from transformer.vocabulary import VOCABULARY_FILES
 
@@ -120,6 +121,17 @@ class Checkpoint:
     def has_vocabulary(self) -> bool:
         """Say whether it has a vocabulary; a student that begins anew may have none."""
         return any((self.path / name).is_file() for name in VOCABULARY_FILES)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a digest of what it holds: configuration, weights, vocabulary and its settings.
+
+        Not of where it lies: a copy has the same. Of a TensorFlow checkpoint the index is read,
+        which has a checksum of every tensor.
+        """
+        weights = [] if self.files is None else map(file_digest, self.files.files)
+        tokenizer = self.tokenizer.fingerprint if self.has_vocabulary else ""
+        return digest_of(self.config.to_dict(), list(weights), tokenizer)
 
     @cached_property
     def tokenizer(self) -> BertTokenizer:

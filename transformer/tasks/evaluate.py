@@ -26,7 +26,7 @@ from transformer.tasks.job import (
     token_cache,
 )
 from transformer.tasks.onnx_export import export_onnx
-from transformer.tasks.options import trains, with_defaults
+from transformer.tasks.options import prediction_file, trains, with_defaults
 from transformer.tasks.results import (
     evaluate,
     results_table,
@@ -34,7 +34,7 @@ from transformer.tasks.results import (
     write_predictions,
 )
 from transformer.tasks.table import Source, Task
-from transformer.tasks.token_cache import TokenCache, file_name
+from transformer.tasks.token_cache import TokenCache
 from transformer.training.inference import predict_logits
 from transformer.training.loop import compile_forward
 
@@ -132,7 +132,7 @@ def _predict_file(delivery: Delivery, path: Path, source: Source) -> None:
         str(number) if reader.index_key is None else row.cells[reader.index_key]
         for number, row in enumerate(reader)
     ]
-    target = args.output_dir / f"{file_name(source.name)}.tsv"
+    target = prediction_file(args.output_dir, source)
     write_predictions(target, indices, task.kind.cells(task, logits))
     logger.info("%s: %d predictions", target, len(indices))
 

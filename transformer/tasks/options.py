@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
-from transformer.files import UserError
+from transformer.files import EnvironmentFault, UserError
 from transformer.tasks.files import find_file, require_file
-from transformer.tasks.table import Task, resolve_task
+from transformer.tasks.table import Source, Task, resolve_task
+from transformer.tasks.token_cache import file_name
 from transformer.training.options import check_training_arguments
 
 logger = logging.getLogger(__name__)
 
 PREDICTION_EPOCHS = 3.0
 
-# An evaluation may cost about as many rows as were trained on since the last one; one of layers,
-# which runs the teacher too, a quarter of that.
+# A look at the dev set may cost about as many rows as were trained on since the last one; looking
+# at layers, which runs the teacher too, a quarter of that.
 LEAST_EVAL_STEP = 50
 
 DELIVERIES = ("do_eval", "do_predict", "benchmark", "export_onnx")
@@ -62,12 +66,56 @@ def check_args(args: argparse.Namespace) -> Task:
         raise UserError(f"--data_dir {args.data_dir}: no such directory")
     if trains(args):
         _check_training(args, task)
+    _check_deliveries(args, task)
+    return task
+
+
+def _check_deliveries(args: argparse.Namespace, task: Task) -> None:
+    """Check what comes after a training, or without one: its data and the files it writes."""
     if args.do_predict and not any(find_file(args.data_dir, source) for source in task.test):
         names = ", ".join(source.file for source in task.test)
         raise UserError(f"--do_predict: {args.data_dir} holds no {names}")
     if args.do_eval or args.benchmark:
         require_file(args.data_dir, task.dev[0], "the evaluation")
-    return task
+    if args.do_predict:
+        for source in task.test:
+            _check_target("--do_predict", prediction_file(args.output_dir, source), PREDICTIONS)
+    if args.export_onnx:
+        _check_target("--export_onnx", args.export_onnx, ONNX_GRAPH)
+        if find_spec("onnx") is None:
+            raise EnvironmentFault("--export_onnx needs the package onnx: pip install onnx")
+
+
+class Kind(NamedTuple):
+    """A kind of file that a run writes: what it is, and a pattern of how each of them begins."""
+
+    what: str
+    beginning: bytes
+
+
+PREDICTIONS = Kind("predictions of this script", rb"index\tprediction\n")
+
+# A field with the version, then one with the exporter's name.
+ONNX_GRAPH = Kind("an ONNX graph", rb"\x08.\x12.[ -~]+")
+
+
+def _check_target(flag: str, path: Path, kind: Kind) -> None:
+    """Refuse a file to write that is there already and is something else."""
+    if path.is_dir():
+        raise UserError(f"{flag}: {path} is a directory; give a file")
+    if flag == "--export_onnx" and not path.parent.is_dir():
+        raise UserError(f"{flag} {path}: no such directory; create {path.parent} first")
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        begins = file.read(64)
+    if not re.match(kind.beginning, begins, re.DOTALL):
+        raise UserError(f"{flag} would replace {path}, which is not {kind.what}; move it away")
+
+
+def prediction_file(output_dir: Path, source: Source) -> Path:
+    """Return where the predictions of a test set go."""
+    return output_dir / f"{file_name(source.name)}.tsv"
 
 
 def _check_values(args: argparse.Namespace) -> None:
@@ -113,28 +161,25 @@ def needs_teacher(args: argparse.Namespace) -> bool:
     return not args.finetune and not (args.pred_distill and args.hard_labels)
 
 
-def learns_layers(args: argparse.Namespace) -> bool:
-    """Say whether the student learns from the teacher's layers."""
-    return not (args.finetune or args.pred_distill)
-
-
 def with_defaults(args: argparse.Namespace, task: Task) -> argparse.Namespace:
     """Return the flags with the table's values where the user gave none, and say which."""
     changes: dict[str, float] = {}
     if args.max_seq_length is None:
         changes["max_seq_length"] = task.max_seq_length
     if args.num_train_epochs is None and trains(args):
-        changes["num_train_epochs"] = task.epochs if learns_layers(args) else PREDICTION_EPOCHS
+        is_intermediate = not (args.finetune or args.pred_distill)
+        changes["num_train_epochs"] = task.epochs if is_intermediate else PREDICTION_EPOCHS
     for name, value in changes.items():
         logger.info("--%s %g: the default for %s", name, value, task.name)
     return argparse.Namespace(**{**vars(args), **changes})
 
 
 def with_eval_step(args: argparse.Namespace, dev_rows: int) -> argparse.Namespace:
-    """Return the flags with an evaluation interval that suits the dev set's size."""
+    """Return the flags with a number of steps between two looks that suits the dev set's size."""
     if args.eval_step is not None:
         return args
-    steps = dev_rows * (4 if learns_layers(args) else 1) // args.train_batch_size
+    is_intermediate = not (args.finetune or args.pred_distill)
+    steps = dev_rows * (4 if is_intermediate else 1) // args.train_batch_size
     eval_step = max(LEAST_EVAL_STEP, steps)
     logger.info("--eval_step %d: the default for a dev set of %d rows", eval_step, dev_rows)
     return argparse.Namespace(**{**vars(args), "eval_step": eval_step})

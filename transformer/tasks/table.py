@@ -232,6 +232,13 @@ def _key(name: str) -> str:
 TASKS = {_key(task.name): task for task in _ROWS}
 
 
+# Flags of `add_task_arguments` that decide what a run makes of the same files.
+TASK_FLAGS = (
+    *("task_name", "text_columns", "label_column", "labels", "regression", "best_metric"),
+    *("no_header", "errors"),
+)
+
+
 def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add --task_name and the flags that describe a task which is not in the table."""
     group = parser.add_argument_group("task", "columns counted from 0; a flag wins over the table")
