@@ -15,48 +15,64 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
 
-from transformer.checkpoint.directory import save_checkpoint
-from transformer.distillation.general_job import Job, load_data, load_models, plan_job
-from transformer.distillation.layers import add_distillation_arguments
-from transformer.distillation.objectives import lesson_loss
-from transformer.file_utils import upload
+from transformer.checkpoint.directory import Checkpoint, save_checkpoint
+from transformer.distillation.layers import (
+    Comparison,
+    add_distillation_arguments,
+    plan_comparisons,
+)
+from transformer.distillation.objectives import Objective, mean_loss
+from transformer.distillation.students import (
+    check_vocabularies,
+    copy_layers,
+    freeze_unread,
+    plan_copies,
+    prepare_teacher,
+    student_changes,
+)
+from transformer.file_utils import cached_path, upload
 from transformer.files import UserError
-from transformer.runtime.metrics_log import save_curves
+from transformer.modeling import TinyBertForPreTraining
 from transformer.runtime.output_dir import RunDirectory, run_directory
-from transformer.runtime.progress import Progress, Speed, closing_summary
-from transformer.runtime.ranks import add_runtime_arguments, close_runtime, setup_runtime
-from transformer.runtime.script import run_script
-from transformer.training.loop import Lesson, begin_state, distribute, is_due, report, take_step
-from transformer.training.meter import stop_if_not_finite
+from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
+from transformer.runtime.script import run_script, script_parser
+from transformer.tokenization import BertTokenizer
+from transformer.training.batches import BatchPlan
+from transformer.training.epochs import (
+    EpochFile,
+    find_epoch_files,
+    has_pairs,
+    open_pretraining_data,
+)
+from transformer.training.loop import begin_state, compile_forward, finish_run, training_steps
 from transformer.training.options import add_training_arguments, check_training_arguments
 from transformer.training.packed import PackedDataset
-from transformer.training.state import (
-    RunState,
-    StopSignal,
-    check_same_run,
-    fingerprint,
-    mark_finished,
-    read_state,
-)
-from transformer.training.steps import RunPlan, step_batches
+from transformer.training.state import RunState, earlier_state, fingerprint
+from transformer.training.steps import RunPlan
 
 logger = logging.getLogger("general_distill")
 
 # Flags that name what is read, and must not be written over.
 INPUTS = ("pregenerated_data", "teacher_model", "student_model")
 
+# With --do_eval, this share at the end of every epoch's examples is held out, but not more than so
+# many: the last documents of the corpus, the same ones in every epoch.
+HELD_OUT_SHARE = 0.01
+
+HELD_OUT_MOST = 2000
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = script_parser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--pregenerated_data",
@@ -121,109 +137,195 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError("--continue_train and --init_from_teacher contradict each other; give one")
 
 
+# --- models ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A teacher and a student that fit each other and the flags, before any weight is read."""
+
+    teacher: Checkpoint
+    student: Checkpoint
+    tokenizer: BertTokenizer
+    student_changes: dict[str, Any]
+    comparisons: tuple[Comparison, ...]
+
+
+def find_models(args: argparse.Namespace) -> ModelPair:
+    """Find teacher and student and check that they fit each other and the flags."""
+    teacher, student = (
+        Checkpoint(cached_path(name, args.cache_dir), args.do_lower_case)
+        for name in (args.teacher_model, args.student_model)
+    )
+    tokenizer = check_vocabulary(student, teacher)
+    copies = bool(args.init_from_teacher)
+    changes = student_changes(student.config, teacher.config, copies_layers=copies)
+    student_config = student.config.changed(**changes)
+    comparisons = plan_comparisons(args, student_config, teacher.config)
+    if args.continue_train and student.files is None:
+        raise UserError(f"--continue_train: {student} has no weights; leave the flag out")
+    if args.init_from_teacher:
+        plan_copies(args.init_from_teacher, student_config, teacher.config)
+    teacher.check(TinyBertForPreTraining, config_changes={"fit_size": 0})
+    if args.continue_train:
+        student.check(TinyBertForPreTraining, config_changes=changes)
+    return ModelPair(teacher, student, tokenizer, changes, comparisons)
+
+
+def check_vocabulary(student: Checkpoint, teacher: Checkpoint) -> BertTokenizer:
+    """Return the teacher's tokenizer, once both models can embed what it gives."""
+    tokenizer = teacher.tokenizer
+    for name, checkpoint in (("teacher", teacher), ("student", student)):
+        size = checkpoint.config.vocab_size
+        if size < len(tokenizer.vocab):
+            raise UserError(
+                f"the {name}'s vocab_size is {size}, but the teacher's vocabulary "
+                f"has {len(tokenizer.vocab)} entries; set it to that in the {name}'s config.json"
+            )
+    if student.has_vocabulary:
+        check_vocabularies(student.tokenizer, tokenizer)
+    return tokenizer
+
+
+def load_models(
+    pair: ModelPair, args: argparse.Namespace, runtime: Runtime
+) -> tuple[TinyBertForPreTraining, Objective]:
+    """Return the student, on its device, and what it learns from the frozen teacher."""
+    teacher, loaded = pair.teacher.load(TinyBertForPreTraining, config_changes={"fit_size": 0})
+    loaded.log()
+    torch.manual_seed(args.seed)
+    if args.continue_train:
+        changes = pair.student_changes
+        student, continued = pair.student.load(TinyBertForPreTraining, config_changes=changes)
+        continued.log()
+    else:
+        student = TinyBertForPreTraining.from_scratch(pair.student.config, **pair.student_changes)
+    if args.init_from_teacher:
+        copy_layers(student, teacher, args.init_from_teacher)
+    objective = Objective(
+        pair.comparisons,
+        prepare_teacher(teacher, runtime, compiled=args.compile),
+        classifiers=False,
+        pad_to=args.max_seq_length if args.loss_on_padding else None,
+    )
+    freeze_unread(student, objective)
+    if args.compile:
+        compile_forward(student)
+    return student.to(runtime.device).train(), objective
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+class HeldOut(NamedTuple):
+    """The examples of a data set, from `start` on, that the student is never trained on."""
+
+    dataset: PackedDataset
+    start: int
+
+
+def check_segments(pair: ModelPair, file: EpochFile) -> None:
+    """Raise UserError where examples have two segments and a model knows one."""
+    for name, checkpoint in (("teacher", pair.teacher), ("student", pair.student)):
+        if checkpoint.config.type_vocab_size < 2 and has_pairs(file):
+            raise UserError(
+                f"{file.path} has examples of two segments, but the {name} {checkpoint} knows one "
+                "(type_vocab_size 1); make the data with --one_seq, or give another model"
+            )
+
+
+def load_data(
+    args: argparse.Namespace, pair: ModelPair, runtime: Runtime
+) -> tuple[RunPlan, HeldOut]:
+    """Return the steps of the run and the held-out examples."""
+    files = find_epoch_files(args.pregenerated_data, args.max_seq_length)
+    files = files[: math.ceil(args.num_train_epochs)]
+    check_segments(pair, files[0])
+    datasets = open_pretraining_data(
+        files, pair.tokenizer.vocab, cache_dir=args.cache_dir, is_main=runtime.is_main
+    )
+    plans = []
+    for file, dataset in zip(files, datasets, strict=True):
+        held_out = min(math.ceil(len(dataset) * HELD_OUT_SHARE), HELD_OUT_MOST)
+        examples = len(dataset) - held_out * args.do_eval
+        if examples < 1:
+            raise UserError(f"{file.path}: {len(dataset)} examples leave none to train on")
+        global_batch_size = args.train_batch_size * runtime.world_size
+        plans.append(BatchPlan(dataset, global_batch_size, args.seed, examples=examples))
+    plan = RunPlan(plans, args.num_train_epochs)
+    logger.info(
+        "%d examples in %d file%s; %d x %d examples a step; %g epochs are %d steps",
+        sum(p.examples for p in plans),
+        len(files),
+        "s" if len(files) > 1 else "",
+        runtime.world_size,
+        args.train_batch_size,
+        args.num_train_epochs,
+        plan.total_steps,
+    )
+    return plan, HeldOut(datasets[0], plans[0].examples)
+
+
 # --- training ----------------------------------------------------------------------------------
 
 
+def evaluate(
+    state: RunState,
+    objective: Objective,
+    held_out: HeldOut,
+    args: argparse.Namespace,
+    runtime: Runtime,
+) -> bool:
+    """Measure the held-out loss; say whether it is the lowest so far."""
+    data, start = held_out
+    losses = mean_loss(objective, state.student, data, args.eval_batch_size, runtime, start=start)
+    state.metrics.write(step=state.step, **losses)
+    logger.info("step %d: held-out loss %.4f", state.step, losses["eval_loss"])
+    is_lowest = state.best_score is None or losses["eval_loss"] < state.best_score
+    if is_lowest:
+        state.best_score, state.best_step = losses["eval_loss"], state.step
+    return is_lowest
+
+
+def publish(
+    state: RunState, tokenizer: BertTokenizer, args: argparse.Namespace, *, is_best: bool
+) -> None:
+    """Write the student as it is now, the best one so far to a directory of its own as well."""
+    for directory in (args.output_dir / "best", args.output_dir)[0 if is_best else 1 :]:
+        save_checkpoint(state.student, tokenizer, directory, save_bin=args.save_bin)
+    if args.data_url:
+        upload(args.output_dir, args.data_url)
+
+
 def train(
-    job: Job, plan: RunPlan, state: RunState, lesson: Lesson, held: tuple[PackedDataset, int]
+    pair: ModelPair, args: argparse.Namespace, runtime: Runtime, directory: RunDirectory
 ) -> None:
-    """Run the optimizer steps that are left."""
-    args, runtime, total = job.args, job.runtime, plan.total_steps
-    student = distribute(state.student, runtime)
-    batches = step_batches(
-        plan,
-        runtime,
-        first_step=state.step + 1,
-        accumulation=args.gradient_accumulation_steps,
-        pad_token_id=job.tokenizer.pad_id,
-        pad_to=job.pad_to,
-    )
-    progress = Progress(
-        total, description="general", initial=state.step, enabled=runtime.is_main, log_every=0
-    )
-    speed = Speed()
-    with progress, StopSignal(runtime) as stop:
-        for step_batch in batches:
-            take_step(student, lesson, step_batch, state, runtime, args.seed)
-            speed.add(step_batch.sequences, step_batch.tokens)
-            progress.update()
-
-            signum = stop.agreed()
-            reporting = is_due(state.step, args.log_steps, total)
-            evaluating = is_due(state.step, args.eval_step, total)
-            saving = signum or is_due(state.step, args.save_steps, total)
-            if reporting or evaluating or saving:
-                stop_if_not_finite(state.meter, runtime, args.output_dir, plan.describe)
-            if reporting:
-                report(state, runtime, progress, speed, plan.epochs_done(state.step))
-            if evaluating:
-                evaluate_and_publish(job, state, lesson, held)
-            if saving:
-                state.save(args.output_dir, runtime)
-            if evaluating or saving:
-                speed.reset()
-            if signum:
-                raise SystemExit(128 + signum)
-
-
-def evaluate_and_publish(
-    job: Job, state: RunState, lesson: Lesson, held: tuple[PackedDataset, int]
-) -> None:
-    """Write the student as it is now; with --do_eval, measure it and keep the best one apart."""
-    args, runtime = job.args, job.runtime
-    if args.do_eval:
-        data, start = held
-        losses = lesson_loss(
-            lesson,
-            state.student,
-            data,
-            args.eval_batch_size,
-            runtime,
-            pad_to=job.pad_to,
-            start=start,
-        )
-        state.metrics.write(step=state.step, **losses)
-        logger.info("step %d: held-out loss %.4f", state.step, losses["eval_loss"])
-        if state.best_score is None or losses["eval_loss"] < state.best_score:
-            state.best_score, state.best_step = losses["eval_loss"], state.step
-            if runtime.is_main:
-                save_student(job, state.student, args.output_dir / "best")
-    if runtime.is_main:
-        save_student(job, state.student, args.output_dir)
-        if args.data_url:
-            upload(args.output_dir, args.data_url)
-
-
-def save_student(job: Job, student: nn.Module, output_dir: Path) -> None:
-    """Write the student as a checkpoint directory."""
-    save_checkpoint(student, job.tokenizer, output_dir, save_bin=job.args.save_bin)
-
-
-# --- main --------------------------------------------------------------------------------------
-
-
-def finish(job: Job, state: RunState) -> None:
-    """Draw the curves, say what is where, and note that the run is done."""
-    output_dir = job.args.output_dir
-    state.metrics.close()
-    if not job.runtime.is_main:
+    """Train, or go on training; the output directory is touched when everything is checked."""
+    plan, held_out = load_data(args, pair, runtime)
+    identity = fingerprint(args, runtime, data=plan.content_key())
+    saved = earlier_state(args, runtime, identity)
+    if saved and saved["finished"]:
         return
-    save_curves(output_dir / "metrics.jsonl", output_dir / "training_curves.png")
-    mark_finished(output_dir, state)
-    facts = [f"{state.step} steps"]
+    student, objective = load_models(pair, args, runtime)
+    directory.begin(args)
+
+    state = begin_state(student, args, runtime, plan.total_steps, saved, identity)
+    for due in training_steps(objective, plan, state, args, runtime, name="general"):
+        if due.evaluate:  # once in a while: measure and publish the student
+            is_best = args.do_eval and evaluate(state, objective, held_out, args, runtime)
+            if runtime.is_main:
+                publish(state, pair.tokenizer, args, is_best=is_best)
+        if due.save:  # once in a while: all that a resumed run needs
+            state.save(args.output_dir, runtime)
+
+    facts = []
     if state.best_score is not None:
         facts.append(f"lowest held-out loss {state.best_score:.4f}, at step {state.best_step}")
-    closing_summary(
-        "general distillation is done",
-        [
-            (output_dir / "model.safetensors", "the student, with config.json and vocab.txt"),
-            (output_dir / "best", "the student with the lowest held-out loss"),
-            (output_dir / "metrics.jsonl", "all reports"),
-            (output_dir / "training_curves.png", "the same as curves"),
-            (output_dir / "args.json", "what it was started with"),
-        ],
-        facts,
-    )
+    results = [
+        ("model.safetensors", "the student, with config.json and vocab.txt"),
+        ("best", "the student with the lowest held-out loss"),
+    ]
+    finish_run(state, runtime, args.output_dir, "general distillation is done", results, facts)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -232,26 +334,8 @@ def main(argv: list[str] | None = None) -> None:
     check_args(args)
     runtime = setup_runtime(args)
     with run_directory(args, INPUTS, runtime) as directory:
-        run(plan_job(args, runtime), directory)
+        train(find_models(args), args, runtime, directory)
     close_runtime(runtime)
-
-
-def run(job: Job, directory: RunDirectory) -> None:
-    """Train, or go on training; the output directory is touched when everything is checked."""
-    args, runtime = job.args, job.runtime
-    plan, held = load_data(job)
-    saved = read_state(args.output_dir, runtime) if args.resume else None
-    identity = fingerprint(args, runtime, data=plan.content_key())
-    if saved:
-        check_same_run(saved["fingerprint"], identity)
-    if saved and saved["finished"]:
-        logger.info("the run in %s is finished: nothing to do", args.output_dir)
-        return
-    student, lesson = load_models(job)
-    directory.begin(args)
-    state = begin_state(student, args, runtime, plan.total_steps, saved, identity)
-    train(job, plan, state, lesson, held)
-    finish(job, state)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from transformer.runtime.allocation import reuse_freed_memory
 from transformer.runtime.output_dir import run_directory
 from transformer.runtime.parallel import ordered_map
 from transformer.runtime.progress import Progress, closing_summary, format_seconds, setup_logging
-from transformer.runtime.script import run_script
+from transformer.runtime.script import run_script, script_parser
 from transformer.tokenization import BertTokenizer
 
 logger = logging.getLogger("pregenerate")
@@ -50,10 +50,7 @@ SUSPICIOUS_SHARE = 0.02
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = script_parser(__doc__)
     add = parser.add_argument_group("data").add_argument
     corpus_help = (
         "files, quoted globs, or - for standard input; UTF-8 text (one sentence a line, blank line "

@@ -28,11 +28,10 @@ from pathlib import Path
 from transformer.checkpoint.directory import save_checkpoint
 from transformer.distillation.layers import add_distillation_arguments
 from transformer.file_utils import upload
-from transformer.runtime.metrics_log import save_curves, sum_by_kind
+from transformer.runtime.metrics_log import sum_by_kind
 from transformer.runtime.output_dir import RunDirectory, run_directory, save_args
-from transformer.runtime.progress import Progress, Speed, closing_summary
 from transformer.runtime.ranks import add_runtime_arguments, close_runtime, setup_runtime
-from transformer.runtime.script import run_script
+from transformer.runtime.script import run_script, script_parser
 from transformer.tasks.evaluate import deliver
 from transformer.tasks.job import plan_job
 from transformer.tasks.options import check_args, delivers, trains
@@ -40,26 +39,9 @@ from transformer.tasks.predict import check_predict, predict
 from transformer.tasks.results import report_seeds, results_table, seed_directory, write_dev_results
 from transformer.tasks.run import Job, Run
 from transformer.tasks.table import add_task_arguments
-from transformer.training.batches import BatchPlan
-from transformer.training.loop import (
-    begin_state,
-    compile_forward,
-    distribute,
-    is_due,
-    report,
-    take_step,
-)
-from transformer.training.meter import stop_if_not_finite
+from transformer.training.loop import begin_state, finish_run, training_steps
 from transformer.training.options import add_training_arguments
-from transformer.training.state import (
-    RunState,
-    StopSignal,
-    check_same_run,
-    fingerprint,
-    mark_finished,
-    read_state,
-)
-from transformer.training.steps import RunPlan, step_batches
+from transformer.training.state import RunState, earlier_state, fingerprint
 
 logger = logging.getLogger("task_distill")
 
@@ -69,10 +51,7 @@ INPUTS = ("data_dir", "student_model", "teacher_model")
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = script_parser(__doc__)
     add = parser.add_argument_group("what to do").add_argument
     add("--finetune", action="store_true", help="train --student_model on gold labels: a teacher")
     add("--pred_distill", action="store_true", help="teach predictions instead of layers")
@@ -115,47 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 # --- training ----------------------------------------------------------------------------------
 
 
-def train(run: Run, plan: RunPlan, state: RunState) -> None:
-    """Run the optimizer steps that are left: the loop."""
-    args, runtime, total = run.args, run.runtime, plan.total_steps
-    student = distribute(state.student, runtime)
-    batches = step_batches(
-        plan,
-        runtime,
-        first_step=state.step + 1,
-        accumulation=args.gradient_accumulation_steps,
-        pad_token_id=run.job.tokenizer.pad_id,
-        pad_to=run.pad_to,
-    )
-    progress = Progress(
-        total, description=run.stage, initial=state.step, enabled=runtime.is_main, log_every=0
-    )
-    speed = Speed()
-    with progress, StopSignal(runtime) as stop:
-        for step_batch in batches:
-            step = step_batch.step
-            take_step(student, run.lesson, step_batch, state, runtime, args.seed)
-            speed.add(step_batch.sequences, step_batch.tokens)
-            progress.update()
-            signum = stop.agreed()
-            reporting = is_due(step, args.log_steps, total)
-            evaluating = is_due(step, args.eval_step, total)
-            saving = signum or is_due(step, args.save_steps, total)
-            if reporting or evaluating or saving:
-                stop_if_not_finite(state.meter, runtime, args.output_dir, plan.describe)
-            if reporting:
-                report(state, runtime, progress, speed, plan.epochs_done(step))
-            if evaluating:
-                look(run, state, total)
-            if saving:
-                state.save(args.output_dir, runtime)
-            if evaluating or saving:
-                speed.reset()
-            if signum:
-                raise SystemExit(128 + signum)
-
-
-def look(run: Run, state: RunState, total_steps: int) -> None:
+def evaluate_and_keep(run: Run, state: RunState, total_steps: int) -> None:
     """Measure the student on the dev sets; keep it if it is the best so far, or the last."""
     results = run.measure(state.student)
     fields = {f"eval_{key.removeprefix('eval_')}": value for key, value in results.items()}
@@ -190,54 +129,43 @@ def publish(run: Run, state: RunState, directory: Path, results: dict[str, float
 
 def run_seed(run: Run, directory: RunDirectory) -> dict[str, float]:
     """Train one student; return the results of the model that is kept."""
-    args, runtime = run.args, run.runtime
-    batch_size = args.train_batch_size * runtime.world_size
-    order = BatchPlan(run.job.train_set, batch_size, args.seed)
-    plan = RunPlan([order], args.num_train_epochs)
-    saved = read_state(args.output_dir, runtime) if args.resume else None
+    args, runtime, objective = run.args, run.runtime, run.job.objective
+    plan = run.plan_steps()
     identity = fingerprint(run.lasting_args(), runtime, data=plan.content_key())
-    if saved:
-        check_same_run(saved["fingerprint"], identity)
+    saved = earlier_state(args, runtime, identity)
     if saved and saved["finished"]:
-        logger.info("the run in %s is finished: nothing to do", args.output_dir)
         return run.stored_results()
     student = run.load_student()
     begin(run, directory)
     if runtime.is_main and saved is None:  # what a former run left would pass for this one's
         shutil.rmtree(args.output_dir / "last", ignore_errors=True)
-    if args.compile:
-        compile_forward(student)
+
     state = begin_state(student, args, runtime, plan.total_steps, saved, identity)
-    train(run, plan, state)
-    finish(run, state)
+    for due in training_steps(objective, plan, state, args, runtime, name=run.stage):
+        if due.evaluate:  # once in a while: the dev score, and the best student is kept
+            evaluate_and_keep(run, state, plan.total_steps)
+        if due.save:  # once in a while: all that --resume needs
+            state.save(args.output_dir, runtime)
+    report_result(run, state)
     return state.facts["results"]
 
 
-def finish(run: Run, state: RunState) -> None:
-    """Draw the curves, say what is where, and note that the run is done."""
-    directory = run.args.output_dir
-    state.metrics.close()
-    if not run.runtime.is_main:
-        return
-    save_curves(directory / "metrics.jsonl", directory / "training_curves.png")
-    mark_finished(directory, state)
-    rows = {"student": sum_by_kind(state.facts["results"])}
-    if run.keeps_best and run.job.teacher_results:
-        rows["teacher"] = run.job.teacher_results
-    print(results_table(f"{run.job.task.name}, dev", rows), flush=True)
+def report_result(run: Run, state: RunState) -> None:
+    """Print the dev scores of the model that was kept and of its teacher; say what is where."""
+    task, results = run.job.task, state.facts["results"]
+    if run.runtime.is_main:
+        rows = {"student": sum_by_kind(results)}
+        if run.keeps_best and run.job.teacher_results:
+            rows["teacher"] = run.job.teacher_results
+        print(results_table(f"{task.name}, dev", rows), flush=True)
     which = "the best" if run.keeps_best else "the last: layers have no dev score to choose by"
-    closing_summary(
-        f"{run.stage} of {run.job.task.name} is done",
-        [
-            (directory / "model.safetensors", f"the student of step {state.best_step}, {which}"),
-            (directory / "last", "the student of the last step"),
-            (directory / "eval_results.json", "its results on the dev set"),
-            (directory / "metrics.jsonl", "all reports"),
-            (directory / "training_curves.png", "the same as curves"),
-            (directory / "args.json", "what it was started with"),
-        ],
-        [f"{state.step} steps"],
-    )
+    written = [
+        ("model.safetensors", f"the student of step {state.best_step}, {which}"),
+        ("last", "the student of the last step"),
+        ("eval_results.json", "its results on the dev set"),
+    ]
+    title = f"{run.stage} of {task.name} is done"
+    finish_run(state, run.runtime, run.args.output_dir, title, written)
 
 
 def begin(run: Run, directory: RunDirectory) -> None:

@@ -43,9 +43,16 @@ from benchmarks.plain_training import (
     soft_cross_entropy,
 )
 from transformer.configuration import BertConfig
-from transformer.distillation.layers import IntermediateObjective, layer_map
-from transformer.distillation.objectives import IntermediateLesson, PredictionLesson, StoredTargets
-from transformer.distillation.students import freeze_teacher
+from transformer.distillation.layers import (
+    LAYER_TERMS,
+    Comparison,
+    Term,
+    compare_layers,
+    layer_map,
+)
+from transformer.distillation.losses import prediction_loss
+from transformer.distillation.objectives import Objective
+from transformer.distillation.students import freeze_teacher, freeze_unread
 from transformer.distillation.teacher_logits import teacher_logits
 from transformer.modeling import TinyBertForPreTraining, TinyBertForSequenceClassification
 from transformer.packed_linear import pack_linears
@@ -215,10 +222,11 @@ def measure_ours(
     prepare(args, runtime, student, teacher)
     if row == "prediction":
         return ours_prediction(student, teacher, dataset, args, runtime)
-    objective = IntermediateObjective(layer_map(4, 12, "uniform"))
-    objective.freeze_unread(student)
-    lesson = IntermediateLesson(teacher, objective, classifiers=row != "general")
-    return ours_training(student, lesson, dataset, args, runtime)
+    terms = tuple(term for term in LAYER_TERMS if term.kind in ("", "mse"))
+    comparisons = compare_layers(terms, layer_map(4, 12, "uniform"))
+    objective = Objective(comparisons, teacher, classifiers=row != "general")
+    freeze_unread(student, objective)
+    return ours_training(student, objective, dataset, args, runtime)
 
 
 def prepare(
@@ -242,7 +250,7 @@ def best_pass(job: Callable[[], object], args: argparse.Namespace, runtime: Runt
 
 def ours_training(
     student: nn.Module,
-    lesson: object,
+    objective: Objective,
     dataset: PackedDataset,
     args: argparse.Namespace,
     runtime: Runtime,
@@ -257,7 +265,7 @@ def ours_training(
 
     def epoch() -> None:
         for step_batch in islice(batches, half):
-            take_step(student, lesson, step_batch, state, runtime, seed=0)
+            take_step(student, objective, step_batch, state, runtime, seed=0)
 
     epoch()
     seconds = timed(epoch, runtime)
@@ -276,10 +284,12 @@ def ours_prediction(
     predict_logits(teacher, dataset, args.batch_size, runtime, part=(0, min(64, len(dataset))))
     with tempfile.TemporaryDirectory() as directory:
         begun = time.perf_counter()
-        logits = teacher_logits(teacher, dataset, Path(directory), args.batch_size, runtime)
+        logits = teacher_logits(teacher, dataset, Path(directory), args.batch_size, runtime).clone()
         seconds = time.perf_counter() - begun
-        lesson = PredictionLesson(False, StoredTargets(logits.clone()))
-    return seconds + PREDICTION_EPOCHS * ours_training(student, lesson, dataset, args, runtime)
+    learnt = (Comparison(Term("prediction", "logits", prediction_loss)),)
+    objective = Objective(learnt, teacher_logits=logits)
+    freeze_unread(student, objective)
+    return seconds + PREDICTION_EPOCHS * ours_training(student, objective, dataset, args, runtime)
 
 
 def measure_plain(

@@ -24,6 +24,7 @@ import torch._dynamo  # noqa: F401 - BertAdam's base class imports it: seconds, 
 import general_distill
 from transformer.runtime.progress import TIMING_FIELDS
 from transformer.runtime.script import run_script
+from transformer.training import loop
 
 
 def write_epochs(
@@ -106,7 +107,7 @@ class ForkedRun:
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(port),
                 }
-            self.script.save_curves = lambda *paths: False  # a second, and nothing to resume
+            loop.save_curves = lambda *paths: False  # a second, and nothing to resume
             if prepare is not None:
                 prepare()
             code = run_script(lambda: self.script.main(list(argv)))

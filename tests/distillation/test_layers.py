@@ -1,6 +1,6 @@
 """The losses equal explicit loops and hand-worked numbers; padding and splitting change nothing.
 
-Run: pytest tests/test_distillation.py
+Run: pytest tests/distillation/test_layers.py
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 
 from transformer.configuration import BertConfig
 from transformer.distillation.layers import (
-    IntermediateObjective,
+    LAYER_TERMS,
+    Term,
     add_distillation_arguments,
-    check_teacher_and_student,
     layer_map,
-    objective_from_args,
+    plan_comparisons,
 )
 from transformer.distillation.losses import (
     attention_loss,
@@ -26,9 +26,12 @@ from transformer.distillation.losses import (
     prediction_loss,
     relation_loss,
 )
+from transformer.distillation.objectives import Objective
+from transformer.distillation.students import freeze_unread
 from transformer.files import UserError
 from transformer.modeling import BertModel, TinyBertForPreTraining
-from transformer.training.batches import LossCounts
+from transformer.runtime.ranks import Runtime
+from transformer.training.batches import Batch, LossCounts
 
 TEACHER = BertConfig(
     vocab_size=99,
@@ -42,10 +45,39 @@ TEACHER = BertConfig(
 STUDENT = replace(TEACHER, hidden_size=24, num_hidden_layers=3, intermediate_size=29, fit_size=32)
 STUDENT = replace(STUDENT, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 UNIFORM = ((1, 2), (2, 4), (3, 6))
+CPU = Runtime(torch.device("cpu"))
+
+
+def plan(*words: str, student: BertConfig = STUDENT, teacher: BertConfig = TEACHER):
+    """Return the comparisons that these flags ask for."""
+    parser = argparse.ArgumentParser()
+    add_distillation_arguments(parser)
+    parser.add_argument("--max_seq_length", type=int, default=16)
+    return plan_comparisons(parser.parse_args(words), student, teacher)
+
+
+def weights(*values: float) -> list[str]:
+    names = ("--attention_weight", "--hidden_weight", "--embedding_weight")
+    return [str(word) for pair in zip(names, values, strict=True) for word in pair]
+
+
+def objective_of(*words: str, teacher: torch.nn.Module | None = None) -> Objective:
+    pad_to = 16 if "--loss_on_padding" in words else None
+    return Objective(plan(*words), teacher, classifiers=False, pad_to=pad_to)
+
+
 OBJECTIVES = {
-    "mse": IntermediateObjective(UNIFORM, 0.7, 1.3, 0.4),
-    "relation": IntermediateObjective(UNIFORM, attention_loss="relation", relation_heads=8),
+    "mse": weights(0.7, 1.3, 0.4),
+    "relation": ["--attention_loss", "relation", "--relation_heads", "8"],
 }
+
+
+def over(mask: torch.Tensor, examples: float | None = None) -> tuple[Batch, LossCounts]:
+    """Return what a loss gets beside its tensors: a batch with this mask, and its own counts."""
+    counts = LossCounts.from_lengths(mask.sum(1).tolist())
+    if examples is not None:
+        counts = counts._replace(examples=examples)
+    return Batch(mask.long(), mask.long(), mask, None, None, torch.arange(len(mask))), counts
 
 
 # ---- layer mapping
@@ -111,10 +143,10 @@ def test_attention_loss_by_hand():
         [[[[1.0, 2, 9], [0, 1, 9], [9, 9, 9]], [[0, 0, 9], [3, 1, 9], [9, 9, 9]]]]
     )
     mask = torch.tensor([[True, True, False]])
-    assert attention_loss(student, torch.zeros_like(student), mask).item() == 2.0
+    assert attention_loss(student, torch.zeros_like(student), *over(mask)).item() == 2.0
     # As the authors: masked keys are no difference, but all 2 * 9 places count and the padded
     # query's real keys do: (16 + 4 * 81) / 18.
-    loss = attention_loss(student, torch.zeros_like(student), mask, loss_on_padding=True)
+    loss = attention_loss(student, torch.zeros_like(student), *over(mask), loss_on_padding=True)
     assert loss.item() == pytest.approx(340 / 18)
 
 
@@ -127,17 +159,17 @@ def test_attention_loss_equals_loops():
                 for j in range(length):
                     total += (student[b, h, i, j].item() - teacher[b, h, i, j].item()) ** 2
                     count += 1
-    assert attention_loss(student, teacher, MASK).item() == pytest.approx(total / count)
-    pairs = sum(length**2 for length in LENGTHS)
-    assert attention_loss(student, teacher, MASK, pairs).item() == pytest.approx(total / count)
+    assert attention_loss(student, teacher, *over(MASK)).item() == pytest.approx(total / count)
 
 
 def test_hidden_loss_by_hand_and_by_loops():
     student = torch.tensor([[[1.0, 3.0], [2.0, 0.0], [50.0, 50.0]]])
     mask = torch.tensor([[True, True, False]])
     zeros = torch.zeros_like(student)
-    assert hidden_loss(student, zeros, mask).item() == 14 / 4
-    assert hidden_loss(student, zeros, None).item() == pytest.approx(5014 / 6)
+    assert hidden_loss(student, zeros, *over(mask)).item() == 14 / 4
+    assert hidden_loss(student, zeros, *over(mask), loss_on_padding=True).item() == pytest.approx(
+        5014 / 6
+    )
     student, teacher = randn(3, 5, 7, seed=3), randn(3, 5, 7, seed=4)
     squares = [
         (student[b, t, d].item() - teacher[b, t, d].item()) ** 2
@@ -146,23 +178,23 @@ def test_hidden_loss_by_hand_and_by_loops():
         for d in range(7)
     ]
     expected = sum(squares) / len(squares)
-    assert hidden_loss(student, teacher, MASK).item() == pytest.approx(expected)
+    assert hidden_loss(student, teacher, *over(MASK)).item() == pytest.approx(expected)
 
 
 def test_squared_error_has_the_right_gradient():
     student = randn(3, 5, 7, seed=5).double().requires_grad_()
     teacher = randn(3, 5, 7, seed=6).double()
-    assert torch.autograd.gradcheck(lambda s: hidden_loss(s, teacher, MASK), student)
+    assert torch.autograd.gradcheck(lambda s: hidden_loss(s, teacher, *over(MASK)), student)
     scores = randn(3, 2, 5, 5, seed=7).double().requires_grad_()
     targets = randn(3, 2, 5, 5, seed=8).double()
-    assert torch.autograd.gradcheck(lambda s: attention_loss(s, targets, MASK), scores)
+    assert torch.autograd.gradcheck(lambda s: attention_loss(s, targets, *over(MASK)), scores)
 
 
 def test_losses_of_half_precision_are_fp32():
     student = randn(3, 5, 8, seed=1).bfloat16().requires_grad_()
     teacher = randn(3, 5, 8, seed=2).bfloat16()
-    loss = hidden_loss(student, teacher, MASK)
-    expected = hidden_loss(student.detach().double(), teacher.double(), MASK)
+    loss = hidden_loss(student, teacher, *over(MASK))
+    expected = hidden_loss(student.detach().double(), teacher.double(), *over(MASK))
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=1e-6)
     loss.backward()
     assert student.grad.dtype == torch.bfloat16
@@ -193,8 +225,14 @@ def test_relation_loss_equals_loops():
                     wanted = relation_row(teacher_x[b], slices[1], query, length)
                     total += sum(p * math.log(p / q) for p, q in zip(wanted, learnt, strict=True))
     expected = total / (heads * sum(LENGTHS))
-    assert relation_loss(student, teacher, heads, MASK).item() == pytest.approx(expected, rel=1e-5)
-    assert relation_loss(teacher, teacher, heads, MASK).item() == pytest.approx(0, abs=1e-6)
+    found = relation_loss(student, teacher, *over(MASK), relation_heads=heads)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    itself = relation_loss(teacher, teacher, *over(MASK), relation_heads=heads)
+    assert itself.item() == pytest.approx(0, abs=1e-6)
+
+
+def rows(count: int) -> torch.Tensor:
+    return torch.ones(count, 1, dtype=torch.bool)
 
 
 def test_prediction_loss_by_hand():
@@ -204,12 +242,14 @@ def test_prediction_loss_by_hand():
     cross = [math.log(2.0), -(0.5 * math.log(0.75) + 0.5 * math.log(0.25))]
     entropy = [-(0.8 * math.log(0.8) + 0.2 * math.log(0.2)), math.log(2.0)]
     expected = sum(cross) / 2
-    assert prediction_loss(student, teacher).item() == pytest.approx(expected)
-    original = prediction_loss(student, teacher, original_soft_ce=True)
+    assert prediction_loss(student, teacher, *over(rows(len(student)))).item() == pytest.approx(
+        expected
+    )
+    original = prediction_loss(student, teacher, *over(rows(len(student))), original_soft_ce=True)
     assert original.item() == pytest.approx(expected / 2)
-    divergence = prediction_loss(student, teacher, kind="kl").item()
+    divergence = prediction_loss(student, teacher, *over(rows(len(student))), kind="kl").item()
     assert divergence == pytest.approx((sum(cross) - sum(entropy)) / 2)
-    squared = prediction_loss(student, teacher, kind="mse").item()
+    squared = prediction_loss(student, teacher, *over(rows(len(student))), kind="mse").item()
     assert squared == pytest.approx((math.log(4.0) ** 2 + math.log(3.0) ** 2) / 4)
 
 
@@ -218,13 +258,17 @@ def test_temperature_divides_both_logits():
     teacher = torch.tensor([[math.log(16.0), 0.0]])
     # At temperature 2: teacher 4/5, 1/5; student 1/4, 3/4.
     expected = -(0.8 * math.log(0.25) + 0.2 * math.log(0.75))
-    assert prediction_loss(student, teacher, temperature=2.0).item() == pytest.approx(expected)
+    assert prediction_loss(
+        student, teacher, *over(rows(len(student))), temperature=2.0
+    ).item() == pytest.approx(expected)
 
 
 def test_regression_and_given_number_of_examples():
     student, teacher = torch.tensor([[2.0], [3.0]]), torch.tensor([[2.5], [1.0]])
-    assert prediction_loss(student, teacher, kind="mse").item() == pytest.approx(4.25 / 2)
-    assert prediction_loss(student, teacher, kind="mse", examples=8).item() == 4.25 / 8
+    assert prediction_loss(
+        student, teacher, *over(rows(len(student))), kind="mse"
+    ).item() == pytest.approx(4.25 / 2)
+    assert prediction_loss(student, teacher, *over(rows(2), 8), kind="mse").item() == 4.25 / 8
 
 
 # ---- the objective on real models
@@ -245,21 +289,20 @@ def make_batch(pad_to: int = 7, rows: slice = slice(None)) -> tuple[torch.Tensor
     return ids * mask, mask
 
 
-def run(objective, models, batch, counts=None) -> dict[str, torch.Tensor]:
-    student, teacher = models
+def run(words, models, batch, counts=None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the loss of a batch, (ids, mask), and its terms."""
     ids, mask = batch
-    with torch.inference_mode():
-        teacher_output = teacher(ids, None, mask, **objective.teacher_layers())
-    student_output = student(ids, None, mask, **objective.student_layers())
-    return objective(student_output, teacher_output, mask, counts)
+    packed, own = over(mask)
+    packed = packed._replace(input_ids=ids, token_type_ids=torch.zeros_like(ids))
+    return objective_of(*words, teacher=models[1])(models[0], packed, counts or own, CPU)
 
 
-def gradients_of(objective, models, batches, counts) -> tuple[float, list[torch.Tensor]]:
+def gradients_of(words, models, batches, counts) -> tuple[float, list[torch.Tensor]]:
     """Add up loss and gradients over `batches`, as accumulation does."""
     models[0].zero_grad()
     total = 0.0
     for batch in batches:
-        loss = objective.total(run(objective, models, batch, counts))
+        loss, _ = run(words, models, batch, counts)
         loss.backward()
         total += loss.item()
     return total, [p.grad.clone() for p in models[0].parameters()]
@@ -290,32 +333,30 @@ def test_unequal_micro_batches_add_up_to_the_whole(kind, models):
 
 
 def test_terms_are_those_of_the_mapped_layers(models):
-    objective = OBJECTIVES["mse"]
     student, teacher = models
     ids, mask = make_batch()
-    learnt = student(ids, None, mask, **objective.student_layers())
+    learnt = student(ids, None, mask, score_layers=(1, 2, 3))
     wanted = teacher(ids, None, mask, score_layers=range(1, 7))
-    terms = run(objective, models, (ids, mask))
+    total, terms = run(OBJECTIVES["mse"], models, (ids, mask))
     for m, g in UNIFORM:
-        expected = attention_loss(learnt.attention_scores[m], wanted.attention_scores[g], mask)
-        torch.testing.assert_close(terms[f"attention/{m}"], expected)
-        expected = hidden_loss(student.fit_dense(learnt.hidden_states[m]), wanted[2][g], mask)
-        torch.testing.assert_close(terms[f"hidden/{m}"], expected)
-    expected = hidden_loss(student.fit_dense(learnt.hidden_states[0]), wanted[2][0], mask)
-    torch.testing.assert_close(terms["embedding"], expected)
+        scores = learnt.attention_scores[m], wanted.attention_scores[g]
+        torch.testing.assert_close(terms[f"attention/{m}"], attention_loss(*scores, *over(mask)))
+        states = student.fit_dense(learnt.hidden_states[m]), wanted.hidden_states[g]
+        torch.testing.assert_close(terms[f"hidden/{m}"], hidden_loss(*states, *over(mask)))
+    states = student.fit_dense(learnt.hidden_states[0]), wanted.hidden_states[0]
+    torch.testing.assert_close(terms["embedding"], hidden_loss(*states, *over(mask)))
     by_hand = sum(
         term.item() * {"attention": 0.7, "hidden": 1.3, "embedding": 0.4}[name.split("/")[0]]
         for name, term in terms.items()
     )
-    assert objective.total(terms).item() == pytest.approx(by_hand)
+    assert total.item() == pytest.approx(by_hand)
 
 
 def test_loss_on_padding_is_the_formula_of_the_original(models):
     """Written out: masked scores are zeroed on both sides, then plain means over everything."""
-    objective = IntermediateObjective(UNIFORM, loss_on_padding=True)
     student, teacher = models
     ids, mask = make_batch(pad_to=16)
-    learnt = student(ids, None, mask, **objective.student_layers())
+    learnt = student(ids, None, mask, score_layers=(1, 2, 3))
     wanted = teacher(ids, None, mask, score_layers=range(1, 7))
     keys = (~mask)[:, None, None, :] * -10000.0
     attention = hidden = torch.zeros(())
@@ -327,13 +368,12 @@ def test_loss_on_padding_is_the_formula_of_the_original(models):
     for m, g in ((0, 0), *UNIFORM):
         projected = student.fit_dense(learnt.hidden_states[m])
         hidden = hidden + torch.nn.functional.mse_loss(projected, wanted.hidden_states[g])
-    for counts in (None, LossCounts.from_lengths([7, 2, 5, 3, 1, 6])):
-        terms = run(objective, models, (ids, mask), counts)
-        torch.testing.assert_close(objective.total(terms), attention + hidden)
+    total, _ = run(["--loss_on_padding"], models, (ids, mask))
+    torch.testing.assert_close(total, attention + hidden)
 
 
 @pytest.mark.parametrize(
-    ("weights", "student", "teacher"),
+    ("values", "student", "teacher"),
     [
         ((1, 1, 1), ((1, 2, 3), 3, (0, 1, 2, 3)), ((2, 4, 6), 6)),
         ((0, 1, 1), ((), 3, (0, 1, 2, 3)), ((), 6)),
@@ -342,42 +382,60 @@ def test_loss_on_padding_is_the_formula_of_the_original(models):
         ((0, 0, 1), ((), 0, (0,)), ((), 0)),
     ],
 )
-def test_terms_of_weight_0_and_their_work_are_left_out(weights, student, teacher, models):
-    objective = IntermediateObjective(UNIFORM, *weights)
-    asked = objective.student_layers()
+def test_terms_of_weight_0_and_their_work_are_left_out(values, student, teacher, models):
+    objective = objective_of(*weights(*values))
+    asked = objective.forward_options("student_layer")
     assert (asked["score_layers"], asked["num_layers"], asked["fit_layers"]) == student
-    asked = objective.teacher_layers()
+    asked = objective.forward_options("teacher_layer")
     assert (asked["score_layers"], asked["num_layers"]) == teacher
-    terms = run(objective, models, make_batch())
+    _, terms = run(weights(*values), models, make_batch())
     kinds = {name.split("/")[0] for name in terms}
     names = ("attention", "hidden", "embedding")
-    assert kinds == {name for name, weight in zip(names, weights, strict=True) if weight}
+    assert kinds == {name for name, weight in zip(names, values, strict=True) if weight}
 
 
 def test_relation_asks_for_vectors_instead_of_scores():
-    asked = OBJECTIVES["relation"].teacher_layers()
+    asked = objective_of(*OBJECTIVES["relation"]).forward_options("teacher_layer")
     assert asked == {"score_layers": (), "qkv_layers": (2, 4, 6), "num_layers": 6}
 
 
 def test_nothing_above_the_last_mapped_layer():
-    assert IntermediateObjective(layer_map(3, 6, "bottom")).teacher_layers()["num_layers"] == 3
+    objective = objective_of("--layer_mapping", "bottom")
+    assert objective.forward_options("teacher_layer")["num_layers"] == 3
 
 
-@pytest.mark.parametrize("changes", [{}, {"hidden_weight": 0.0}, {"attention_weight": 0.0}])
-def test_freeze_unread_leaves_exactly_what_gets_a_gradient(changes, models):
+def test_a_new_term_is_a_function_and_a_row(models, monkeypatch):
+    """Its flag, its weight, what is computed for it and what it trains follow from the row."""
+
+    def query_loss(student, teacher, batch, counts):
+        return student[0].square().sum() / counts.tokens
+
+    row = Term("query", reads="qkv", loss=query_loss)
+    monkeypatch.setattr("transformer.distillation.layers.LAYER_TERMS", (*LAYER_TERMS, row))
+    words = [*weights(0, 0, 0), "--query_weight", "0.5", "--layer_mapping", "0,4,0"]
+    student = TinyBertForPreTraining(STUDENT)
+    objective = objective_of(*words, teacher=models[1])
+    assert objective.forward_options("teacher_layer")["qkv_layers"] == (4,)
+    trained = set(student.state_dict()) - set(freeze_unread(student, objective))
+    assert "bert.encoder.layer.1.attention.self.query.weight" in trained
+    assert "bert.encoder.layer.1.output.dense.weight" not in trained
+    total, terms = run(words, (student, models[1]), make_batch())
+    assert list(terms) == ["query/2"] and total.item() == pytest.approx(
+        0.5 * terms["query/2"].item()
+    )
+
+
+@pytest.mark.parametrize("values", [(1, 1, 0), (1, 0, 0), (0, 1, 0)])
+def test_exactly_what_gets_no_gradient_is_frozen(values, models):
     torch.manual_seed(1)
     student = TinyBertForPreTraining(replace(STUDENT, fit_per_layer=True))
-    objective = IntermediateObjective(
-        ((1, 2), (2, 4)),
-        embedding_weight=0.0,
-        **{"attention_weight": 1.0, "hidden_weight": 1.0, **changes},
-    )
-    frozen = objective.freeze_unread(student)
+    words = ["--layer_mapping", "2,4,0", *weights(*values)]
+    frozen = freeze_unread(student, objective_of(*words))
     assert "bert.encoder.layer.2.output.dense.weight" in frozen  # layer 3 learns nothing
     assert "fit_denses.0.weight" in frozen
     last_values = "bert.encoder.layer.1.attention.self.value.weight"
-    assert (last_values in frozen) == ("hidden_weight" in changes)
-    objective.total(run(objective, (student, models[1]), make_batch())).backward()
+    assert (last_values in frozen) == (values == (1, 0, 0))
+    run(words, (student, models[1]), make_batch())[0].backward()
     for name, parameter in student.named_parameters():
         assert (parameter.grad is None) == (name in frozen) == (not parameter.requires_grad), name
 
@@ -386,19 +444,16 @@ def test_student_learns_under_autocast_from_a_teacher_held_in_bf16():
     torch.manual_seed(2)
     student = TinyBertForPreTraining(STUDENT)
     teacher = BertModel(TEACHER, add_pooler=False).eval().requires_grad_(False)
-    objective, (ids, mask) = OBJECTIVES["mse"], make_batch()
-    exact = objective.total(run(objective, (student, teacher), (ids, mask))).item()
-    teacher.bfloat16()
+    ids, mask = make_batch()
+    exact = run(OBJECTIVES["mse"], (student, teacher), (ids, mask))[0].item()
+    objective = objective_of(*OBJECTIVES["mse"], teacher=teacher.bfloat16())
+    batch, counts = over(mask)
+    batch = batch._replace(input_ids=ids, token_type_ids=torch.zeros_like(ids))
     optimizer = torch.optim.Adam(student.parameters(), 1e-2)
     losses = []
     for _ in range(30):
-        with torch.inference_mode():
-            wanted = teacher(ids, None, mask, **objective.teacher_layers())
-        with torch.autocast("cpu", torch.bfloat16):
-            learnt = student(ids, None, mask, **objective.student_layers())
-            terms = objective(learnt, wanted, mask)
+        loss, terms = objective(student, batch, counts, Runtime(CPU.device, torch.bfloat16))
         assert all(term.dtype == torch.float32 for term in terms.values())
-        loss = objective.total(terms)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -413,47 +468,50 @@ def test_student_learns_under_autocast_from_a_teacher_held_in_bf16():
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"num_attention_heads": 6}, {}, "student has 6 attention heads, the teacher 4.*"
+        ({"num_attention_heads": 6}, [], "student has 6 attention heads, the teacher 4.*"
          "--attention_weight 0 or --attention_loss relation"),
-        ({"fit_size": 64}, {}, "width 64, the teacher's width is 32"),
-        ({"fit_size": 0}, {}, "width 24, the teacher's width is 32"),
-        ({}, {"attention_loss": "relation"}, "--relation_heads 48 does not divide both widths, "
+        ({"fit_size": 64}, [], "width 64, the teacher's width is 32"),
+        ({"fit_size": 0}, [], "width 24, the teacher's width is 32"),
+        ({}, ["--attention_loss", "relation"], "--relation_heads 48 does not divide both widths, "
          r"24 \(student\) and 32 \(teacher\); choose from 1, 2, 4, 8"),
-        ({}, {"attention_loss": "relation", "relation_heads": 0}, "--relation_heads 0"),
-        ({"max_position_embeddings": 12}, {}, "--max_seq_length 14: .* use at most 12"),
+        ({}, ["--attention_loss", "relation", "--relation_heads", "0"], "--relation_heads 0"),
+        ({"max_position_embeddings": 12}, [], "--max_seq_length 14: .* use at most 12"),
     ],
 )  # fmt: skip
 def test_pairs_that_cannot_work_are_refused(changes, options, message):
-    objective = IntermediateObjective(UNIFORM, **options)
     with pytest.raises(UserError, match=message):
-        check_teacher_and_student(replace(STUDENT, **changes), TEACHER, objective, 14)
+        plan(*options, "--max_seq_length", "14", student=replace(STUDENT, **changes))
 
 
 def test_the_ways_out_that_the_messages_name_work():
     other_heads = replace(STUDENT, num_attention_heads=6)
-    without = IntermediateObjective(UNIFORM, attention_weight=0)
-    check_teacher_and_student(other_heads, TEACHER, without)
-    check_teacher_and_student(other_heads, TEACHER, OBJECTIVES["relation"])
-    attention_only = IntermediateObjective(UNIFORM, hidden_weight=0, embedding_weight=0)
-    check_teacher_and_student(replace(STUDENT, fit_size=0), TEACHER, attention_only, 16)
+    plan("--attention_weight", "0", student=other_heads)
+    plan(*OBJECTIVES["relation"], student=other_heads)
+    plan(*weights(1, 0, 0), student=replace(STUDENT, fit_size=0))
 
 
-@pytest.mark.parametrize("weights", [(0, 0, 0), (-1, 1, 1), (1, float("nan"), 1)])
-def test_senseless_weights_are_refused(weights):
-    with pytest.raises(UserError, match="--attention_weight, --hidden_weight"):
-        IntermediateObjective(UNIFORM, *weights)
+@pytest.mark.parametrize("values", [(0, 0, 0), (-1, 1, 1), (1, float("nan"), 1)])
+def test_senseless_weights_are_refused(values):
+    with pytest.raises(UserError, match="--attention_weight, --hidden_weight, --embedding_weight"):
+        plan(*weights(*values))
 
 
 def test_flags():
-    parser = argparse.ArgumentParser()
-    add_distillation_arguments(parser)
-    parser.add_argument("--max_seq_length", type=int, default=16)
-    default = objective_from_args(parser.parse_args([]), STUDENT, TEACHER)
-    assert default == IntermediateObjective(UNIFORM)
+    assert [place.name for place in plan()] == [
+        *("embedding", "attention/1", "hidden/1", "attention/2", "hidden/2"),
+        *("attention/3", "hidden/3"),
+    ]
+    assert {place.term.weight for place in plan()} == {1.0}
+    assert [(c.student_layer, c.teacher_layer) for c in plan()[1::2]] == list(UNIFORM)
     argv = "--layer_mapping 1,0,5 --attention_weight 0.5 --hidden_weight 0 --embedding_weight 2"
     argv += " --attention_loss relation --relation_heads 4 --loss_on_padding"
-    given = objective_from_args(parser.parse_args(argv.split()), STUDENT, TEACHER)
-    expected = IntermediateObjective(((1, 1), (3, 5)), 0.5, 0.0, 2.0, "relation", 4, True)
-    assert given == expected
+    given = plan(*argv.split())
+    assert [(c.name, c.teacher_layer, c.term.reads, c.term.weight) for c in given] == [
+        ("embedding", 0, "hidden_states", 2.0),
+        ("attention/1", 1, "qkv", 0.5),
+        ("attention/3", 5, "qkv", 0.5),
+    ]
+    assert given[0].term.loss.keywords == {"loss_on_padding": True}
+    assert given[1].term.loss.keywords == {"relation_heads": 4}
     with pytest.raises(UserError, match="--max_seq_length 32"):
-        objective_from_args(parser.parse_args(["--max_seq_length", "32"]), STUDENT, TEACHER)
+        plan("--max_seq_length", "32")

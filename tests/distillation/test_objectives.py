@@ -1,8 +1,9 @@
-"""What each stage of task distillation teaches: pytest tests/test_lessons.py"""
+"""What a student learns in each stage: pytest tests/distillation/test_objectives.py"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from transformer.distillation.layers import IntermediateObjective
-from transformer.distillation.objectives import (
-    IntermediateLesson,
-    PredictionLesson,
-    StoredTargets,
-    TeacherTargets,
-    lesson_loss,
-)
+from transformer.distillation.layers import LAYER_TERMS, Comparison, Term, compare_layers
+from transformer.distillation.losses import gold_loss, prediction_loss
+from transformer.distillation.objectives import Objective, mean_loss
+from transformer.distillation.students import freeze_unread
 from transformer.distillation.teacher_logits import LOGITS_BLOCK, teacher_logits
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime.ranks import Runtime
@@ -57,14 +54,15 @@ def test_a_regression_learns_the_teachers_outputs_not_the_labels(
     torch.manual_seed(1)
     student = TinyBertForSequenceClassification(replace(tiny_config, problem_type="regression"))
     targets = torch.randn(11, 1)
-    lesson = PredictionLesson(regression=True, targets=StoredTargets(targets))
+    term = Term("prediction", "logits", partial(prediction_loss, kind="mse"))
+    objective = Objective((Comparison(term),), teacher_logits=targets)
     batch = batch_of(dataset, range(3, 8))
     counts = LossCounts(5, 1, 1)
-    loss, terms = lesson(student.eval(), batch, counts, CPU)
+    loss, terms = objective(student.eval(), batch, counts, CPU)
     output = student(batch.input_ids, batch.token_type_ids, batch.attention_mask).logits
     assert loss.item() == pytest.approx(F.mse_loss(output, targets[3:8]).item(), rel=1e-5)
     other_labels = batch._replace(labels=batch.labels + 7)
-    assert lesson(student, other_labels, counts, CPU)[0].item() == loss.item()
+    assert objective(student, other_labels, counts, CPU)[0].item() == loss.item()
     assert set(terms) == {"prediction"}
 
 
@@ -73,15 +71,14 @@ def test_gold_labels_count_on_original_rows_unless_asked(
     on_augmented: bool, tiny_config, dataset: PackedDataset
 ) -> None:
     student = classifier(tiny_config, 1)
-    lesson = PredictionLesson(
-        regression=False,
-        targets=StoredTargets(torch.zeros(11, 3)),
-        gold_weight=0.25,
-        gold_on_augmented=on_augmented,
-        temperature=2.0,
+    gold = partial(gold_loss, regression=False, on_augmented=on_augmented)
+    terms = (
+        Term("prediction", "logits", partial(prediction_loss, temperature=2.0)),
+        Term("prediction_gold", "logits", gold, weight=0.25),
     )
+    objective = Objective(tuple(map(Comparison, terms)), teacher_logits=torch.zeros(11, 3))
     batch = batch_of(dataset, range(6))
-    loss, terms = lesson(student, batch, LossCounts(6, 1, 1), CPU)
+    loss, terms = objective(student, batch, LossCounts(6, 1, 1), CPU)
     logits = student(batch.input_ids, batch.token_type_ids, batch.attention_mask).logits
     gold = F.cross_entropy(logits, batch.labels.long(), reduction="none")
     counted = gold if on_augmented else gold[batch.flags == 0]
@@ -92,22 +89,35 @@ def test_gold_labels_count_on_original_rows_unless_asked(
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def lessons(config, dataset: PackedDataset) -> list:
-    teacher = classifier(config, 2)
-    objective = IntermediateObjective(pairs=((1, 2), (2, 4)))
-    return [
-        IntermediateLesson(teacher, objective),
-        PredictionLesson(False, TeacherTargets(teacher, CPU), gold_weight=1.0),
-    ]
+def layers(kinds: tuple[str, ...] = ("", "mse")) -> tuple[Comparison, ...]:
+    terms = tuple(term for term in LAYER_TERMS if term.kind in kinds)
+    return compare_layers(terms, ((1, 2), (2, 4)))
 
 
-@pytest.mark.parametrize("stage", [0, 1])
+def logits() -> tuple[Comparison, ...]:
+    gold = partial(gold_loss, regression=False)
+    terms = Term("prediction", "logits", prediction_loss), Term("prediction_gold", "logits", gold)
+    return tuple(map(Comparison, terms))
+
+
+STAGES = {"layers": layers(), "predictions": logits(), "both": layers() + logits()}
+
+
+def objective_of(stage: str, config) -> Objective:
+    return Objective(STAGES[stage], classifier(config, 2))
+
+
+def student_of(config) -> TinyBertForSequenceClassification:
+    return classifier(config, 3, num_hidden_layers=2, hidden_size=24, fit_size=32)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_padding_and_micro_batches_change_nothing(
-    stage: int, tiny_config, dataset: PackedDataset
+    stage: str, tiny_config, dataset: PackedDataset
 ) -> None:
     """Loss and gradients of one batch, of the same padded to 40, and of it in two pieces."""
-    lesson = lessons(tiny_config, dataset)[stage]
-    student = classifier(tiny_config, 3, num_hidden_layers=2, hidden_size=24, fit_size=32)
+    objective = objective_of(stage, tiny_config)
+    student = student_of(tiny_config)
     lengths = dataset.lengths(np.arange(7))
     counts = LossCounts(7, int(lengths.sum()), int((lengths**2).sum()))
     found = []
@@ -119,7 +129,7 @@ def test_padding_and_micro_batches_change_nothing(
         student.zero_grad(set_to_none=True)
         total = 0.0
         for piece in pieces:
-            loss, _ = lesson(student, piece, counts, CPU)
+            loss, _ = objective(student, piece, counts, CPU)
             loss.backward()
             total += loss.item()
         found.append((total, gradients(student)))
@@ -129,18 +139,48 @@ def test_padding_and_micro_batches_change_nothing(
             torch.testing.assert_close(grad, found[0][1][name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_loss_of_a_data_set_is_that_of_one_batch_of_it(
-    stage: int, tiny_config, dataset: PackedDataset
+    stage: str, tiny_config, dataset: PackedDataset
 ) -> None:
-    lesson = lessons(tiny_config, dataset)[stage]
-    student = classifier(tiny_config, 3, num_hidden_layers=2, hidden_size=24, fit_size=32)
+    objective = objective_of(stage, tiny_config)
+    student = student_of(tiny_config)
     counts = LossCounts(len(dataset), dataset.tokens, dataset.square_tokens)
     with torch.no_grad():
-        whole, terms = lesson(student, batch_of(dataset, range(11)), counts, CPU)
-    found = lesson_loss(lesson, student, dataset, 4, CPU)
+        whole, terms = objective(student, batch_of(dataset, range(11)), counts, CPU)
+    found = mean_loss(objective, student, dataset, 4, CPU)
     assert found["eval_loss"] == pytest.approx(whole.item(), rel=1e-5)
     assert set(found) == {"eval_loss", *(f"eval_{name}" for name in terms)}
+
+
+def test_one_forward_pass_gives_layers_and_predictions(tiny_config, dataset: PackedDataset) -> None:
+    """The terms of both together are those of each alone."""
+    batch, counts = batch_of(dataset, range(6)), LossCounts(6, 60, 600)
+    student = student_of(tiny_config)
+    passes = []
+    student.register_forward_hook(lambda *_: passes.append(1))
+    found = {
+        stage: objective_of(stage, tiny_config)(student, batch, counts, CPU) for stage in STAGES
+    }
+    assert len(passes) == 3
+    apart = found["layers"][1] | found["predictions"][1]
+    assert found["both"][1].keys() == apart.keys()
+    for name, term in apart.items():
+        torch.testing.assert_close(found["both"][1][name], term, msg=name)
+    torch.testing.assert_close(found["both"][0], found["layers"][0] + found["predictions"][0])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_exactly_what_gets_no_gradient_is_frozen(
+    stage: str, tiny_config, dataset: PackedDataset
+) -> None:
+    student, objective = student_of(tiny_config), objective_of(stage, tiny_config)
+    frozen = freeze_unread(student, objective)
+    assert ("fit_dense.weight" in frozen) == (stage == "predictions")
+    assert ("classifier.weight" in frozen) == (stage == "layers")
+    objective(student, batch_of(dataset, range(6)), LossCounts(6, 60, 600), CPU)[0].backward()
+    for name, parameter in student.named_parameters():
+        assert (parameter.grad is None) == (name in frozen) == (not parameter.requires_grad), name
 
 
 def test_teacher_logits_are_computed_once(

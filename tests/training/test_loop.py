@@ -15,15 +15,15 @@ import torch
 from conftest import tiny_vocabulary
 
 from transformer.configuration import BertConfig
-from transformer.distillation.layers import IntermediateObjective
-from transformer.distillation.objectives import IntermediateLesson, layer_terms
+from transformer.distillation.layers import LAYER_TERMS, compare_layers
+from transformer.distillation.objectives import Objective
 from transformer.distillation.students import freeze_teacher
 from transformer.files import UserError
 from transformer.modeling import TinyBertForPreTraining
 from transformer.runtime.metrics_log import MetricsLog
 from transformer.runtime.ranks import Runtime
 from transformer.runtime.script import RunError
-from transformer.training.batches import BatchPlan, LossCounts, collate
+from transformer.training.batches import Batch, BatchPlan, LossCounts, collate
 from transformer.training.loop import (
     begin_state,
     build_optimizer,
@@ -76,7 +76,17 @@ def models(tiny_config) -> tuple[TinyBertForPreTraining, TinyBertForPreTraining]
     return student.train(), freeze_teacher(teacher, CPU)
 
 
-OBJECTIVE = IntermediateObjective(pairs=((1, 2), (2, 4)))
+TERMS = tuple(term for term in LAYER_TERMS if term.kind in ("", "mse"))
+
+
+def objective_of(teacher: torch.nn.Module, pairs=((1, 2), (2, 4))) -> Objective:
+    return Objective(compare_layers(TERMS, pairs), teacher, classifiers=False)
+
+
+def loss_of(student, teacher, batch: Batch, counts: LossCounts | None = None) -> torch.Tensor:
+    """Return the loss of a batch; without `counts` it is a step of its own."""
+    own = LossCounts.from_lengths(batch.attention_mask.sum(1).tolist())
+    return objective_of(teacher)(student, batch, counts or own, CPU)[0]
 
 
 def begin(student: torch.nn.Module, steps: int) -> RunState:
@@ -92,8 +102,7 @@ def gradients_of(student, teacher, batches, counts) -> tuple[float, dict[str, to
     student.zero_grad()
     total = 0.0
     for batch in batches:
-        terms = layer_terms(student, teacher, OBJECTIVE, batch, counts, CPU)
-        loss = OBJECTIVE.total(terms)
+        loss = loss_of(student, teacher, batch, counts)
         loss.backward()
         total += loss.item()
     return total, {name: p.grad.clone() for name, p in student.named_parameters()}
@@ -123,7 +132,7 @@ def test_sorting_by_length_does_not_change_the_mean_loss_of_an_epoch(dataset, mo
         for indices in batches:
             counts = step_counts(dataset, len(indices))
             batch = collate(dataset, indices, pad_token_id=0)
-            losses.append(OBJECTIVE.total(layer_terms(*models, OBJECTIVE, batch, counts, CPU)))
+            losses.append(loss_of(*models, batch, counts))
         return torch.stack(losses).mean().item()
 
     with torch.no_grad():
@@ -132,7 +141,7 @@ def test_sorting_by_length_does_not_change_the_mean_loss_of_an_epoch(dataset, mo
         shuffled = np.random.default_rng(4).permutation(len(dataset)).reshape(-1, batch_size)
         unsorted = mean_loss(list(shuffled))
         whole = collate(dataset, np.arange(len(dataset)), pad_token_id=0)
-        corpus = OBJECTIVE.total(layer_terms(*models, OBJECTIVE, whole, None, CPU)).item()
+        corpus = loss_of(*models, whole).item()
     assert bucketed == pytest.approx(unsorted, rel=1e-5)
     assert bucketed == pytest.approx(corpus, rel=1e-5)
 
@@ -150,10 +159,7 @@ def test_shares_of_all_ranks_add_up_to_the_step(dataset, models, world_size):
         losses = []
         for item in items:
             with torch.no_grad():
-                parts = [
-                    OBJECTIVE.total(layer_terms(*models, OBJECTIVE, batch, item.counts, CPU))
-                    for batch in item.batches
-                ]
+                parts = [loss_of(*models, batch, item.counts) for batch in item.batches]
             losses.append(float(sum(parts)))
         sums.append(losses)
     expected = []
@@ -162,8 +168,7 @@ def test_shares_of_all_ranks_add_up_to_the_step(dataset, models, world_size):
         with torch.no_grad():
             batch = collate(dataset, indices, pad_token_id=0)
             counts = step_counts(dataset, len(indices))
-            terms = layer_terms(*models, OBJECTIVE, batch, counts, CPU)
-        expected.append(OBJECTIVE.total(terms).item())
+            expected.append(loss_of(*models, batch, counts).item())
     assert np.allclose(np.mean(sums, axis=0), expected, rtol=1e-5)
 
 
@@ -200,11 +205,11 @@ def test_schedule_ends_at_exactly_zero(dataset, models):
     student, teacher = models
     plan = RunPlan([BatchPlan(dataset, 9, seed=0)], epochs=1.5)
     state = begin(student, plan.total_steps)
-    lesson = IntermediateLesson(teacher, OBJECTIVE, classifiers=False)
+    objective = objective_of(teacher)
     rates = []
     for item in step_batches(plan, CPU, first_step=1, accumulation=2, pad_token_id=0):
         rates.append(state.optimizer.get_lr()[0])
-        take_step(student, lesson, item, state, CPU, seed=0)
+        take_step(student, objective, item, state, CPU, seed=0)
     assert len(rates) == plan.total_steps == 8
     assert min(rates[1:]) > 0
     assert state.optimizer.get_lr()[0] == 0.0
@@ -214,10 +219,10 @@ def test_loss_falls(dataset, models):
     student, teacher = models
     plan = RunPlan([BatchPlan(dataset, 9, seed=0)], epochs=8)
     state = begin(student, plan.total_steps)
-    lesson = IntermediateLesson(teacher, OBJECTIVE, classifiers=False)
+    objective = objective_of(teacher)
     losses = []
     for item in step_batches(plan, CPU, first_step=1, accumulation=1, pad_token_id=0):
-        take_step(student, lesson, item, state, CPU, seed=0)
+        take_step(student, objective, item, state, CPU, seed=0)
         losses.append(state.meter.read(CPU)["loss"])
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 
@@ -226,14 +231,15 @@ def test_loss_falls(dataset, models):
 def test_compiled_student_gives_the_same_losses(dataset, models):
     """One layer of the student, compiled for any length: compiling more takes minutes."""
     student, teacher = models
-    objective = IntermediateObjective(pairs=((1, 1),))
+    objective = objective_of(teacher, pairs=((1, 1),))
+    counts = LossCounts(4, 60, 900)
 
     def run() -> tuple[list[float], dict[str, torch.Tensor]]:
         student.zero_grad()
         losses = []
         for first in (0, 4):
             batch = collate(dataset, np.arange(first, first + 4), pad_token_id=0)
-            loss = objective.total(layer_terms(student, teacher, objective, batch, None, CPU))
+            loss, _ = objective(student, batch, counts, CPU)
             loss.backward()
             losses.append(loss.item())
         return losses, {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
@@ -316,9 +322,9 @@ def test_state_is_one_file_that_restores_everything(tmp_path, dataset, models):
         tensorboard=False,
     )
     state = begin_state(student, args, CPU, plan.total_steps, None, {"--seed": "0"})
-    lesson = IntermediateLesson(teacher, OBJECTIVE, classifiers=False)
+    objective = objective_of(teacher)
     for item in step_batches(plan, CPU, first_step=1, accumulation=1, pad_token_id=0):
-        take_step(student, lesson, item, state, CPU, seed=0)
+        take_step(student, objective, item, state, CPU, seed=0)
         if item.step == 3:
             break
     state.best_score, state.best_step, state.facts = 0.25, 2, {"note": [1, 2]}

@@ -1,24 +1,25 @@
 """What a student learns from the layers of its teacher (arXiv 1909.10351, section 3).
 
-Which layer learns from which, the terms of the objective with their weights, the checks that
-teacher and student fit, and the flags for all that. The losses themselves are in `losses.py`.
+Which layer learns from which, and the terms of the loss as one table: `LAYER_TERMS`. Their flags,
+their weights, what the forward passes are asked for, what is frozen and what stands in
+metrics.jsonl follow from it, so that a new term is a function in `losses.py` and a row here.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 from transformer.configuration import BertConfig
 from transformer.distillation.losses import attention_loss, hidden_loss, relation_loss
 from transformer.files import UserError
 from transformer.modeling import BertOutput
-from transformer.training.batches import LossCounts
+
+# ---------------------------------------------------------------- which layer learns from which
 
 LayerPairs = tuple[tuple[int, int], ...]
 
@@ -80,183 +81,195 @@ def _listed_layers(student_layers: int, teacher_layers: int, mapping: str) -> La
     return tuple((m, number) for m, number in enumerate(chosen, start=1) if number)
 
 
-@dataclass(frozen=True)
-class IntermediateObjective:
-    """Say what a student learns from the layers of its teacher (equation 11), and compute it.
+# ------------------------------------------------------------------------------ what is compared
 
-    Terms of weight 0 are not computed, nor is what only they would read.
 
-    Raises:
-        UserError: a weight that is negative, or nothing that is left to learn.
-    """
-
-    pairs: LayerPairs
-    attention_weight: float = 1.0
-    hidden_weight: float = 1.0
-    embedding_weight: float = 1.0
-    attention_loss: str = "mse"  # or "relation"
-    relation_heads: int = 48
-    loss_on_padding: bool = False
-
-    def __post_init__(self) -> None:
-        weights = self.attention_weight, self.hidden_weight, self.embedding_weight
-        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
-            raise UserError(
-                "--attention_weight, --hidden_weight, --embedding_weight: "
-                f"{', '.join(str(weight) for weight in weights)}; "
-                "give numbers of 0 or more, of which at least one is above 0"
-            )
-
-    def student_layers(self) -> dict[str, Any]:
-        """Return the keyword arguments of the student's forward pass: what the terms read."""
-        fit_layers = [m for m, _ in self.pairs] if self.hidden_weight else []
-        if self.embedding_weight:
-            fit_layers.insert(0, 0)
-        return {**self._layers(side=0), "fit_layers": tuple(fit_layers)}
-
-    def teacher_layers(self) -> dict[str, Any]:
-        """Return the keyword arguments of the teacher's forward pass: what the terms read."""
-        return self._layers(side=1)
-
-    def _layers(self, side: int) -> dict[str, Any]:
-        mapped = tuple(pair[side] for pair in self.pairs)
-        attended = mapped if self.attention_weight else ()
-        relation = self.attention_loss == "relation"
-        return {
-            "score_layers": () if relation else attended,
-            "qkv_layers": attended if relation else (),
-            "num_layers": max(mapped) if self.attention_weight or self.hidden_weight else 0,
-        }
-
-    def __call__(
-        self,
-        student: BertOutput,
-        teacher: BertOutput,
-        mask: Tensor,
-        counts: LossCounts | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the terms before weighting, as "attention/1", "hidden/1", ..., "embedding".
-
-        Args:
-            student, teacher: outputs of forward passes with `student_layers()`, `teacher_layers()`.
-            mask: (B, T) bool, true at real tokens.
-            counts: denominators of the whole optimizer step; None: those of this batch.
-        """
-        terms: dict[str, Tensor] = {}
-        tokens = None if counts is None else counts.tokens
-        if self.loss_on_padding and counts is not None:
-            tokens = counts.examples * mask.shape[1]
-        positions = None if self.loss_on_padding else mask
-        if self.embedding_weight:
-            terms["embedding"] = hidden_loss(
-                student.fitted[0], teacher.hidden_states[0], positions, tokens
-            )
-        for m, g in self.pairs:
-            if self.attention_weight:
-                terms[f"attention/{m}"] = self._attention_term(
-                    student, teacher, (m, g), mask, counts
-                )
-            if self.hidden_weight:
-                terms[f"hidden/{m}"] = hidden_loss(
-                    student.fitted[m], teacher.hidden_states[g], positions, tokens
-                )
-        return terms
-
-    def _attention_term(
-        self,
-        student: BertOutput,
-        teacher: BertOutput,
-        pair: tuple[int, int],
-        mask: Tensor,
-        counts: LossCounts | None,
-    ) -> Tensor:
-        m, g = pair
-        if self.attention_loss == "relation":  # only over real tokens, with every option
-            tokens = None if counts is None else counts.tokens
-            return relation_loss(student.qkv[m], teacher.qkv[g], self.relation_heads, mask, tokens)
-        pairs = None if counts is None else counts.pairs
-        if self.loss_on_padding and counts is not None:
-            pairs = counts.examples * mask.shape[1] ** 2
-        return attention_loss(
-            student.attention_scores[m],
-            teacher.attention_scores[g],
-            mask,
-            pairs,
-            loss_on_padding=self.loss_on_padding,
+def check_heads(student: BertConfig, teacher: BertConfig, args: argparse.Namespace) -> None:
+    """Raise UserError unless raw scores can be compared head by head."""
+    if student.num_attention_heads != teacher.num_attention_heads:
+        raise UserError(
+            f"the student has {student.num_attention_heads} attention heads, the teacher "
+            f"{teacher.num_attention_heads}: their scores cannot be compared; use "
+            "--attention_weight 0 or --attention_loss relation, or change the student"
         )
 
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """Return the weighted sum of the terms."""
-        weights = {
-            "attention": self.attention_weight,
-            "hidden": self.hidden_weight,
-            "embedding": self.embedding_weight,
-        }
-        weighted = [weights[name.partition("/")[0]] * term for name, term in terms.items()]
-        return torch.stack(weighted).sum()
 
-    def freeze_unread(self, student: nn.Module) -> list[str]:
-        """Freeze the student's parameters that no term depends on; return their names.
-
-        Without hidden terms, for instance, nothing reads the values and the feed-forward half of
-        the last layer; DistributedDataParallel waits for a gradient from every parameter it gets.
-        """
-        names, parameters = zip(
-            *((n, p) for n, p in student.named_parameters() if p.requires_grad), strict=True
-        )
-        ids = torch.zeros(1, 2, dtype=torch.long, device=parameters[0].device)
-        output = student(ids, **self.student_layers())
-        read = [*output.fitted.values(), *output.attention_scores.values()]
-        read += [x for qkv in output.qkv.values() for x in qkv]
-        gradients = torch.autograd.grad(
-            sum(x.float().sum() for x in read), parameters, allow_unused=True
-        )
-        unread = [n for n, gradient in zip(names, gradients, strict=True) if gradient is None]
-        for name in unread:
-            student.get_parameter(name).requires_grad_(False)
-        return unread
-
-
-def check_teacher_and_student(
-    student: BertConfig,
-    teacher: BertConfig,
-    objective: IntermediateObjective,
-    max_seq_length: int | None = None,
+def check_relation_heads(
+    student: BertConfig, teacher: BertConfig, args: argparse.Namespace
 ) -> None:
-    """Check that this student can learn from this teacher what the objective asks.
+    """Raise UserError unless both widths can be cut into the relation heads."""
+    common = math.gcd(student.hidden_size, teacher.hidden_size)
+    if args.relation_heads < 1 or common % args.relation_heads:
+        allowed = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+        raise UserError(
+            f"--relation_heads {args.relation_heads} does not divide both widths, "
+            f"{student.hidden_size} (student) and {teacher.hidden_size} (teacher); "
+            f"choose from {allowed}"
+        )
 
-    Raises:
-        UserError: it cannot; names both values and the flags that help.
-    """
-    if objective.attention_weight and objective.attention_loss == "mse":
-        if student.num_attention_heads != teacher.num_attention_heads:
-            raise UserError(
-                f"the student has {student.num_attention_heads} attention heads, the teacher "
-                f"{teacher.num_attention_heads}: their scores cannot be compared; use "
-                "--attention_weight 0 or --attention_loss relation, or change the student"
-            )
-    elif objective.attention_weight:
-        common = math.gcd(student.hidden_size, teacher.hidden_size)
-        if objective.relation_heads < 1 or common % objective.relation_heads:
-            allowed = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
-            raise UserError(
-                f"--relation_heads {objective.relation_heads} does not divide both widths, "
-                f"{student.hidden_size} (student) and {teacher.hidden_size} (teacher); "
-                f"choose from {allowed}"
-            )
+
+def check_widths(student: BertConfig, teacher: BertConfig, args: argparse.Namespace) -> None:
+    """Raise UserError unless the student's states are projected to the teacher's width."""
     width = student.fit_size or student.hidden_size
-    if (objective.hidden_weight or objective.embedding_weight) and width != teacher.hidden_size:
+    if width != teacher.hidden_size:
         raise UserError(
             f"the student projects its hidden states to width {width}, the teacher's width is "
             f"{teacher.hidden_size}; use the teacher that the student was made for, a student with "
             f"fit_size {teacher.hidden_size}, or --hidden_weight 0 --embedding_weight 0"
         )
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a loss.
+
+    Args:
+        name: of the term in metrics.jsonl and of its flag, --NAME_weight.
+        reads: what it compares, as a field of `BertOutput`. Of a student's "hidden_states" it gets
+            the projected ones.
+        loss: takes the student's, the teacher's, the batch and the counts of the step.
+        kind: the value of --NAME_loss that chooses this row among those of one name.
+        says: what the help of --NAME_loss says about the row.
+        options: the flags that `loss` takes as keywords.
+        check: raises UserError for two models that cannot be compared like this.
+        at_embeddings: compare the embeddings, once, and not each mapped layer.
+        weight: in the total.
+    """
+
+    name: str
+    reads: str
+    loss: Callable[..., Any]
+    kind: str = ""
+    says: str = ""
+    options: tuple[str, ...] = ()
+    check: Callable[[BertConfig, BertConfig, argparse.Namespace], None] | None = None
+    at_embeddings: bool = False
+    weight: float = 1.0
+
+
+# The first row of a name is the default.
+LAYER_TERMS = (
+    Term(
+        "attention",
+        reads="attention_scores",
+        loss=attention_loss,
+        kind="mse",
+        says="compares raw attention scores head by head",
+        options=("loss_on_padding",),
+        check=check_heads,
+    ),
+    Term(
+        "attention",
+        reads="qkv",
+        loss=relation_loss,
+        kind="relation",
+        says="compares query, key and value relations (MiniLMv2), for teachers with another number "
+        "of heads",
+        options=("relation_heads",),
+        check=check_relation_heads,
+    ),
+    Term(
+        "hidden",
+        reads="hidden_states",
+        loss=hidden_loss,
+        options=("loss_on_padding",),
+        check=check_widths,
+    ),
+    Term(
+        "embedding",
+        reads="hidden_states",
+        loss=hidden_loss,
+        options=("loss_on_padding",),
+        check=check_widths,
+        at_embeddings=True,
+    ),
+)
+
+
+class Comparison(NamedTuple):
+    """A term at one place: layer 0 is the embeddings, None the output of the whole model."""
+
+    term: Term
+    student_layer: int | None = None
+    teacher_layer: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the name in metrics.jsonl: "attention/1", "hidden/1", ..., "embedding"."""
+        return f"{self.term.name}/{self.student_layer}" if self.student_layer else self.term.name
+
+    def of_student(self, output: BertOutput) -> Any:
+        """Return what the term reads of the student."""
+        return _read(output, self.term.reads, self.student_layer)
+
+    def of_teacher(self, output: BertOutput) -> Any:
+        """Return what the term reads of the teacher."""
+        return _read(output, self.term.reads, self.teacher_layer)
+
+
+def _read(output: BertOutput, reads: str, layer: int | None) -> Any:
+    values = getattr(output, reads)
+    return values if layer is None else values[layer]
+
+
+def compare_layers(terms: tuple[Term, ...], pairs: LayerPairs) -> tuple[Comparison, ...]:
+    """List what is compared: the embeddings first, then layer by layer.
+
+    Terms of weight 0 are left out, and with them the work that only they would need.
+    """
+    return tuple(
+        Comparison(term, m, g)
+        for m, g in ((0, 0), *pairs)
+        for term in terms
+        if term.at_embeddings == (m == 0) and term.weight
+    )
+
+
+def plan_comparisons(
+    args: argparse.Namespace, student: BertConfig, teacher: BertConfig
+) -> tuple[Comparison, ...]:
+    """Return what the flags ask to compare, checked against both models.
+
+    Raises:
+        UserError: weights, a mapping or models that do not fit; says what would.
+    """
+    pairs = layer_map(student.num_hidden_layers, teacher.num_hidden_layers, args.layer_mapping)
+    terms = _chosen_terms(args)
+    for term in terms:
+        if term.weight and term.check is not None:
+            term.check(student, teacher, args)
     positions = min(student.max_position_embeddings, teacher.max_position_embeddings)
-    if max_seq_length is not None and max_seq_length > positions:
+    if args.max_seq_length > positions:
         raise UserError(
-            f"--max_seq_length {max_seq_length}: the student has {student.max_position_embeddings} "
-            f"positions, the teacher {teacher.max_position_embeddings}; use at most {positions}"
+            f"--max_seq_length {args.max_seq_length}: the student has "
+            f"{student.max_position_embeddings} positions, the teacher "
+            f"{teacher.max_position_embeddings}; use at most {positions}"
         )
+    return compare_layers(terms, pairs)
+
+
+def _chosen_terms(args: argparse.Namespace) -> tuple[Term, ...]:
+    """Return the rows that the flags choose, with their weights, their losses' options filled in.
+
+    Raises:
+        UserError: a weight that is negative, or nothing that is left to learn.
+    """
+    terms = []
+    for row in LAYER_TERMS:
+        if row.kind == getattr(args, f"{row.name}_loss", ""):
+            loss = partial(row.loss, **{name: getattr(args, name) for name in row.options})
+            terms.append(replace(row, loss=loss, weight=getattr(args, f"{row.name}_weight")))
+    weights = [term.weight for term in terms]
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+        raise UserError(
+            f"{', '.join(f'--{term.name}_weight' for term in terms)}: "
+            f"{', '.join(str(weight) for weight in weights)}; "
+            "give numbers of 0 or more, of which at least one is above 0"
+        )
+    return tuple(terms)
+
+
+# --------------------------------------------------------------------------------------- flags
 
 
 def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -268,20 +281,24 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
         help="which teacher layer each student layer learns from: uniform, top, bottom, or a list "
         "such as 3,6,9,12 (0: that student layer learns from none)",
     )
-    for term in ("attention", "hidden", "embedding"):
+    rows_of: dict[str, list[Term]] = {}
+    for term in LAYER_TERMS:
+        rows_of.setdefault(term.name, []).append(term)
+    for name in rows_of:
         group.add_argument(
-            f"--{term}_weight",
+            f"--{name}_weight",
             type=float,
             default=1.0,
-            help=f"weight of the {term} terms; 0 leaves them out, and their work",
+            help=f"weight of the {name} terms; 0 leaves them out, and their work",
         )
-    group.add_argument(
-        "--attention_loss",
-        choices=("mse", "relation"),
-        default="mse",
-        help="mse compares raw attention scores head by head; relation compares query, key and "
-        "value relations (MiniLMv2), for teachers with another number of heads",
-    )
+    for name, rows in rows_of.items():
+        if len(rows) > 1:
+            group.add_argument(
+                f"--{name}_loss",
+                choices=[row.kind for row in rows],
+                default=rows[0].kind,
+                help="; ".join(f"{row.kind} {row.says}" for row in rows),
+            )
     group.add_argument(
         "--relation_heads",
         type=int,
@@ -294,25 +311,3 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
         help="pad every batch to the maximum length and count padding in the means of the mse "
         "terms, as the authors' code does",
     )
-
-
-def objective_from_args(
-    args: argparse.Namespace, student: BertConfig, teacher: BertConfig
-) -> IntermediateObjective:
-    """Build the objective that the flags ask for, checked against both models.
-
-    Raises:
-        UserError: as `layer_map`, `IntermediateObjective` and `check_teacher_and_student`.
-    """
-    objective = IntermediateObjective(
-        pairs=layer_map(student.num_hidden_layers, teacher.num_hidden_layers, args.layer_mapping),
-        attention_weight=args.attention_weight,
-        hidden_weight=args.hidden_weight,
-        embedding_weight=args.embedding_weight,
-        attention_loss=args.attention_loss,
-        relation_heads=args.relation_heads,
-        loss_on_padding=args.loss_on_padding,
-    )
-    max_seq_length = getattr(args, "max_seq_length", None)
-    check_teacher_and_student(student, teacher, objective, max_seq_length)
-    return objective

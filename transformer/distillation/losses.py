@@ -1,8 +1,9 @@
 """The losses of TinyBERT (arXiv 1909.10351, section 3) and of MiniLMv2 (arXiv 2012.15828).
 
-Means are over real tokens only, so that a loss does not depend on how far a batch was padded. Their
-denominators can be given (`LossCounts`): then the losses of micro-batches and of ranks add up
-exactly to the loss of the whole batch, however unequal their parts are.
+All take the same four arguments: what the student computed, what it is compared with, the batch,
+and `LossCounts`, the denominators of the whole optimizer step. Sums over a micro-batch are divided
+by those, so that the losses of micro-batches and of ranks add up exactly to the loss of the whole
+step, however unequal its parts are. Only real tokens count, however far a batch was padded.
 
 Letters in shapes are those of `modeling.py`. Every loss is an fp32 scalar.
 """
@@ -17,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transformer.attention import MASKED_SCORE
-
-Denominator = int | float | Tensor
+from transformer.training.batches import Batch, LossCounts
 
 QueryKeyValue = tuple[Tensor, Tensor, Tensor]
 
@@ -48,43 +48,43 @@ class _SquaredError(torch.autograd.Function):
 
 
 def attention_loss(
-    student_scores: Tensor,
-    teacher_scores: Tensor,
-    mask: Tensor,
-    pairs: Denominator | None = None,
+    student: Tensor,
+    teacher: Tensor,
+    batch: Batch,
+    counts: LossCounts,
     *,
     loss_on_padding: bool = False,
 ) -> Tensor:
     """Return the mean squared error of raw attention scores (equation 7).
 
     Args:
-        student_scores, teacher_scores: (B, H, T, T), before softmax and before the mask.
-        mask: (B, T), true at real tokens. Pairs of which one is padding do not count.
-        pairs: (query, key) pairs to divide by, besides the heads; None: those of this batch.
+        student, teacher: (B, H, T, T), before softmax and before the mask. Pairs of a query and a
+            key of which one is padding do not count.
         loss_on_padding: the authors' mean: all T * T pairs are in the denominator, padded queries
             count, padded keys count as no difference.
     """
-    keys = mask[:, None, None, :]
-    weights = keys if loss_on_padding else keys & mask[:, None, :, None]
-    if pairs is None:
-        pairs = keys.numel() * keys.shape[-1] if loss_on_padding else weights.sum()
-    total = _SquaredError.apply(student_scores, teacher_scores, weights)
-    return total / (pairs * student_scores.shape[1])
+    keys = batch.attention_mask[:, None, None, :]
+    weights = keys if loss_on_padding else keys & batch.attention_mask[:, None, :, None]
+    pairs = counts.examples * keys.shape[-1] ** 2 if loss_on_padding else counts.pairs
+    return _SquaredError.apply(student, teacher, weights) / (pairs * student.shape[1])
 
 
 def hidden_loss(
-    student: Tensor, teacher: Tensor, mask: Tensor | None, tokens: Denominator | None = None
+    student: Tensor,
+    teacher: Tensor,
+    batch: Batch,
+    counts: LossCounts,
+    *,
+    loss_on_padding: bool = False,
 ) -> Tensor:
     """Return the mean squared error of hidden states or embeddings (equations 8 and 9).
 
     Args:
         student: (B, T, D), projected to the teacher's width; teacher: (B, T, D).
-        mask: (B, T), true at real tokens; None: every position counts.
-        tokens: tokens to divide by, besides the width; None: those of this batch.
+        loss_on_padding: the authors' mean: every position counts.
     """
-    if tokens is None:
-        tokens = student.shape[0] * student.shape[1] if mask is None else mask.sum()
-    weights = None if mask is None else mask[:, :, None]
+    tokens = counts.examples * student.shape[1] if loss_on_padding else counts.tokens
+    weights = None if loss_on_padding else batch.attention_mask[:, :, None]
     return _SquaredError.apply(student, teacher, weights) / (tokens * student.shape[-1])
 
 
@@ -96,11 +96,12 @@ def _log_relations(vectors: Tensor, heads: int, mask: Tensor) -> Tensor:
 
 
 def relation_loss(
-    student_qkv: QueryKeyValue,
-    teacher_qkv: QueryKeyValue,
-    heads: int,
-    mask: Tensor,
-    tokens: Denominator | None = None,
+    student: QueryKeyValue,
+    teacher: QueryKeyValue,
+    batch: Batch,
+    counts: LossCounts,
+    *,
+    relation_heads: int,
 ) -> Tensor:
     """Return the self-attention relation loss of MiniLMv2 (arXiv 2012.15828, section 3.1).
 
@@ -108,42 +109,40 @@ def relation_loss(
     three, mean over relation heads and real tokens. Numbers of attention heads may differ.
 
     Args:
-        student_qkv, teacher_qkv: query, key and value, (B, T, D) each; widths may differ.
-        heads: relation heads; must divide both widths.
-        mask: (B, T), true at real tokens.
-        tokens: tokens to divide by, besides the heads; None: those of this batch.
+        student, teacher: query, key and value, (B, T, D) each; widths may differ.
+        relation_heads: must divide both widths.
     """
-    tokens = mask.sum() if tokens is None else tokens
+    mask = batch.attention_mask
     total = torch.zeros((), device=mask.device)
     with torch.autocast(mask.device.type, enabled=False):
-        for student, teacher in zip(student_qkv, teacher_qkv, strict=True):
-            target = _log_relations(teacher, heads, mask)
-            relations = _log_relations(student, heads, mask)
+        for own, other in zip(student, teacher, strict=True):
+            target = _log_relations(other, relation_heads, mask)
+            relations = _log_relations(own, relation_heads, mask)
             divergence = F.kl_div(relations, target, reduction="none", log_target=True).sum(-1)
             total = total + (divergence * mask[:, None, :]).sum()
-    return total / (tokens * heads)
+    return total / (counts.tokens * relation_heads)
 
 
 def prediction_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    batch: Batch,
+    counts: LossCounts,
     *,
     kind: str = "ce",
     temperature: float = 1.0,
-    examples: Denominator | None = None,
     original_soft_ce: bool = False,
 ) -> Tensor:
     """Return the loss of the student's logits against the teacher's (equation 10).
 
     Args:
-        student_logits, teacher_logits: (B, C); C is 1 for a regression, which wants kind "mse".
+        student, teacher: logits, (B, C); C is 1 for a regression, which wants kind "mse".
         kind: "ce", soft cross-entropy; "kl", the same less the teacher's entropy (same gradient);
             "mse", mean squared error of the logits.
         temperature: divides both logits.
-        examples: examples to divide by; None: those of this batch.
         original_soft_ce: divide "ce" and "kl" by C as well, as the authors' code does.
     """
-    student, teacher = student_logits.float() / temperature, teacher_logits.float() / temperature
+    student, teacher = student.float() / temperature, teacher.float() / temperature
     classes = student.shape[-1]
     if kind == "mse":
         losses = (student - teacher).square().sum(-1)
@@ -152,5 +151,31 @@ def prediction_loss(
         shift = target if kind == "kl" else 0
         losses = (target.exp() * (shift - torch.log_softmax(student, dim=-1))).sum(-1)
     per_class = kind == "mse" or original_soft_ce
-    count = losses.numel() if examples is None else examples
-    return losses.sum() / (count * classes if per_class else count)
+    return losses.sum() / (counts.examples * classes if per_class else counts.examples)
+
+
+def gold_loss(
+    student: Tensor,
+    teacher: None,
+    batch: Batch,
+    counts: LossCounts,
+    *,
+    regression: bool,
+    on_augmented: bool = False,
+) -> Tensor:
+    """Return cross-entropy, or the squared error of a regression, against gold labels.
+
+    Args:
+        student: logits, (B, C).
+        teacher: not read; the labels are the batch's.
+        on_augmented: augmented rows count too, whose labels were only copied. Where they do not,
+            they are still in the denominator.
+    """
+    logits = student.float()
+    if regression:
+        losses = (logits[:, 0] - batch.labels).square()
+    else:
+        losses = F.cross_entropy(logits, batch.labels.long(), reduction="none")
+    if batch.flags is not None and not on_augmented:
+        losses = losses * (batch.flags == 0)
+    return losses.sum() / counts.examples

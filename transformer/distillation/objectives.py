@@ -1,169 +1,129 @@
-"""What a student is taught in a stage of task distillation.
-
-A lesson runs the student on a batch and returns the loss with its terms. Terms are sums over the
-batch divided by the counts of the whole optimizer step, so those of micro-batches and ranks add up.
-"""
+"""What a student learns in one stage: teacher forward, student forward, terms, total."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer.distillation.layers import IntermediateObjective
-from transformer.distillation.losses import prediction_loss
+from transformer.distillation.layers import Comparison
+from transformer.modeling import BertOutput
 from transformer.runtime.ranks import Runtime
 from transformer.training.batches import Batch, LossCounts, collate, evaluation_batches
-from transformer.training.loop import Lesson
 from transformer.training.packed import PackedDataset
 
 
-def layer_terms(
-    student: nn.Module,
-    teacher: nn.Module,
-    objective: IntermediateObjective,
-    batch: Batch,
-    counts: LossCounts | None,
-    runtime: Runtime,
-    **options: bool,
-) -> dict[str, Tensor]:
-    """Return the unweighted terms of layer distillation for a batch.
-
-    Each model computes what the objective reads and nothing more; `options` go to both, such as
-    `classify=False` for classifiers.
-    """
-    inputs = batch.input_ids, batch.token_type_ids, batch.attention_mask
-    with torch.no_grad():
-        teacher_output = teacher(*inputs, **objective.teacher_layers(), **options)
-    with runtime.autocast():
-        student_output = student(*inputs, **objective.student_layers(), **options)
-    return objective(student_output, teacher_output, batch.attention_mask, counts)
-
-
-Taught = tuple[Tensor, dict[str, Tensor]]
-
-
 @dataclass
-class IntermediateLesson:
-    """Learn the teacher's attention, hidden states and embeddings (section 3.1, equation 11).
+class Objective:
+    """The loss of a stage: terms that compare student and teacher, and their weighted total.
 
     Args:
-        classifiers: both models have a classifier, which is then not computed.
+        comparisons: the terms, each at the layers where it compares.
+        teacher: frozen; None where its logits are there already or nothing is asked of it.
+        teacher_logits: of the whole training set, (N, C), on the device of the run.
+        classifiers: both models have a classifier, which runs only where a term reads its logits.
+        pad_to: the length of all batches, where padding counts; None where it does not.
     """
 
-    teacher: nn.Module
-    objective: IntermediateObjective
+    comparisons: tuple[Comparison, ...]
+    teacher: nn.Module | None = None
+    teacher_logits: Tensor | None = None
     classifiers: bool = True
+    pad_to: int | None = None
 
     def __call__(
         self, student: nn.Module, batch: Batch, counts: LossCounts, runtime: Runtime
-    ) -> Taught:
-        options = {"classify": False} if self.classifiers else {}
-        terms = layer_terms(
-            student, self.teacher, self.objective, batch, counts, runtime, **options
-        )
-        return self.objective.total(terms), terms
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch (sections 3.1 and 3.2, equation 11) and its unweighted terms.
 
+        Args:
+            counts: denominators of the whole optimizer step: what comes of its micro-batches and
+                ranks adds up.
+        """
+        # The teacher's forward pass: no gradient, no dropout, no further than a term reads.
+        with torch.no_grad():
+            teacher_output = self._ask_teacher(batch, runtime)
 
-Targets = Callable[[Batch], Tensor]
-
-
-@dataclass
-class StoredTargets:
-    """The teacher's logits of the whole training set, (N, C), on the device of the run."""
-
-    logits: Tensor
-
-    def __call__(self, batch: Batch) -> Tensor:
-        return self.logits[batch.indices]
-
-
-@dataclass
-class TeacherTargets:
-    """The teacher itself, for a run that sees every row at most once."""
-
-    teacher: nn.Module
-    runtime: Runtime
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Tensor:
-        with self.runtime.autocast():
-            inputs = batch.input_ids, batch.token_type_ids, batch.attention_mask
-            return self.teacher(*inputs).logits
-
-
-@dataclass
-class PredictionLesson:
-    """Learn the teacher's logits (equation 10), gold labels, or both.
-
-    Args:
-        targets: gives the teacher's logits (B, C) for a batch; None learns gold labels alone.
-        gold_weight: of the loss against gold labels.
-        gold_on_augmented: count it on augmented rows too, whose labels were only copied.
-        kind, temperature, original_soft_ce: as in `prediction_loss`; a regression is always
-            taught by squared error, at temperature 1.
-    """
-
-    regression: bool
-    targets: Targets | None
-    gold_weight: float = 0.0
-    gold_on_augmented: bool = False
-    kind: str = "ce"
-    temperature: float = 1.0
-    original_soft_ce: bool = False
-
-    def __call__(
-        self, student: nn.Module, batch: Batch, counts: LossCounts, runtime: Runtime
-    ) -> Taught:
+        # The student's forward pass over the same tokens.
         with runtime.autocast():
-            output = student(batch.input_ids, batch.token_type_ids, batch.attention_mask)
-        terms: dict[str, Tensor] = {}
-        logits = output.logits.float()
-        total = logits.new_zeros(())
-        if self.targets is not None:
-            terms["prediction"] = prediction_loss(
-                logits,
-                self.targets(batch),
-                kind="mse" if self.regression else self.kind,
-                temperature=1.0 if self.regression else self.temperature,
-                examples=counts.examples,
-                original_soft_ce=self.original_soft_ce,
+            inputs = batch.input_ids, batch.token_type_ids, batch.attention_mask
+            student_output = self.ask_student(student, *inputs)
+
+        # Every term, at every place where it compares the two.
+        terms = {
+            place.name: place.term.loss(
+                place.of_student(student_output), place.of_teacher(teacher_output), batch, counts
             )
-            total = total + terms["prediction"]
-        if self.gold_weight:
-            terms["prediction_gold"] = self._gold_loss(batch, logits) / counts.examples
-            total = total + self.gold_weight * terms["prediction_gold"]
-        return total, terms
+            for place in self.comparisons
+        }
 
-    def _gold_loss(self, batch: Batch, logits: Tensor) -> Tensor:
-        """Return the sum of the losses against gold labels; rows that do not count add nothing."""
-        if self.regression:
-            losses = (logits[:, 0] - batch.labels).square()
-        else:
-            losses = F.cross_entropy(logits, batch.labels.long(), reduction="none")
-        if batch.flags is not None and not self.gold_on_augmented:
-            losses = losses * (batch.flags == 0)
-        return losses.sum()
+        # The total that is minimised.
+        weighted = [place.term.weight * terms[place.name] for place in self.comparisons]
+        return torch.stack(weighted).sum(), terms
+
+    def ask_student(self, student: nn.Module, *inputs: Tensor) -> BertOutput:
+        """Run the student; its hidden states are the projected ones, as wide as the teacher's."""
+        output = student(*inputs, **self.forward_options("student_layer"))
+        return output._replace(hidden_states=output.fitted)
+
+    def _ask_teacher(self, batch: Batch, runtime: Runtime) -> BertOutput:
+        if self.teacher_logits is not None:
+            return BertOutput(logits=self.teacher_logits[batch.indices])
+        if self.teacher is None:
+            return BertOutput()
+        options = self.forward_options("teacher_layer")
+        # subtle: logits alone are computed as `predict_logits` computes those that are stored.
+        with nullcontext() if options else runtime.autocast():
+            inputs = batch.input_ids, batch.token_type_ids, batch.attention_mask
+            return self.teacher(*inputs, **options)
+
+    def forward_options(self, side: str) -> dict[str, Any]:
+        """Return what a forward pass is asked for: what the terms read, and nothing more.
+
+        Args:
+            side: "student_layer" or "teacher_layer".
+        """
+        layers: dict[str, list[int]] = {}
+        for place in self.comparisons:
+            layers.setdefault(place.term.reads, []).append(getattr(place, side))
+        if list(layers) == ["logits"]:
+            return {}  # subtle: with any option a classifier computes its whole last layer
+        options: dict[str, Any] = {
+            "score_layers": tuple(layers.get("attention_scores", ())),
+            "qkv_layers": tuple(layers.get("qkv", ())),
+        }
+        if side == "student_layer":
+            options["fit_layers"] = tuple(layers.get("hidden_states", ()))
+        if "logits" not in layers:
+            options["num_layers"] = max(max(numbers) for numbers in layers.values())
+            if self.classifiers:
+                options["classify"] = False
+        return options
+
+    def read_tensors(self, student: nn.Module, *inputs: Tensor) -> list[Tensor]:
+        """Return all tensors of the student that some term reads."""
+        output = self.ask_student(student, *inputs)
+        found = [place.of_student(output) for place in self.comparisons]
+        return [x for value in found for x in (value if isinstance(value, tuple) else [value])]
 
 
-def lesson_loss(
-    lesson: Lesson,
+def mean_loss(
+    objective: Objective,
     student: nn.Module,
     dataset: PackedDataset,
     batch_size: int,
     runtime: Runtime,
     *,
-    pad_to: int | None = None,
     start: int = 0,
 ) -> dict[str, float]:
-    """Return the mean loss of a lesson over a data set, as `eval_loss`, with its terms.
+    """Return the mean of an objective over a data set, as `eval_loss`, with its terms.
 
     Args:
-        start: the first example to look at.
+        start: the first example that counts.
     """
     counts = LossCounts.from_lengths(dataset.lengths(np.arange(start, len(dataset))))
     was_training = student.training
@@ -175,12 +135,11 @@ def lesson_loss(
     )
     # subtle: a rank without rows still has to name the terms, which are the same for any batch.
     is_idle = not batches
+    pad = {"pad_token_id": student.config.pad_token_id, "pad_to": objective.pad_to}
     with torch.no_grad():
         for chosen in batches or [np.zeros(1, np.int64)]:
-            batch = collate(
-                dataset, chosen, pad_token_id=student.config.pad_token_id, pad_to=pad_to
-            )
-            loss, terms = lesson(student, batch.to(runtime.device), counts, runtime)
+            batch = collate(dataset, chosen, **pad).to(runtime.device)
+            loss, terms = objective(student, batch, counts, runtime)
             names = ["eval_loss", *(f"eval_{name}" for name in terms)]
             values = torch.stack([loss, *terms.values()]).double().cpu()
             total = values if len(total) == 0 else total + values

@@ -1,4 +1,4 @@
-"""What teacher and student must share, and how a student begins from its teacher."""
+"""What teacher and student must share, how a student begins from its teacher, what is frozen."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from transformer.configuration import BertConfig
-from transformer.distillation.layers import LayerPairs
+from transformer.distillation.layers import LayerPairs, layer_map
+from transformer.distillation.objectives import Objective
 from transformer.files import UserError
 from transformer.modeling import BertPreTrainedModel
+from transformer.packed_linear import pack_linears
 from transformer.runtime.ranks import Runtime
 from transformer.tokenization import BertTokenizer
+from transformer.training.loop import compile_forward
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +24,38 @@ logger = logging.getLogger(__name__)
 def freeze_teacher(teacher: nn.Module, runtime: Runtime) -> nn.Module:
     """Make a model a teacher: no dropout, no gradient, weights held in the compute precision."""
     return teacher.eval().requires_grad_(False).to(runtime.device, runtime.dtype)
+
+
+def prepare_teacher(teacher: nn.Module, runtime: Runtime, *, compiled: bool) -> nn.Module:
+    """Freeze a teacher and make it fast: compiled, or its weights in the processor's layout."""
+    freeze_teacher(teacher, runtime)
+    if compiled:
+        compile_forward(teacher)
+    else:
+        pack_linears(teacher)
+    return teacher
+
+
+def freeze_unread(student: nn.Module, objective: Objective) -> list[str]:
+    """Freeze the student's parameters that no term depends on; return their names.
+
+    Without hidden terms, for instance, nothing reads the values and the feed-forward half of the
+    last layer; DistributedDataParallel waits for a gradient from every parameter it gets.
+    """
+    names, parameters = zip(
+        *((n, p) for n, p in student.named_parameters() if p.requires_grad), strict=True
+    )
+    ids = torch.zeros(1, 2, dtype=torch.long, device=parameters[0].device)
+    read = objective.read_tensors(student, ids)
+    gradients = torch.autograd.grad(
+        sum(x.float().sum() for x in read), parameters, allow_unused=True
+    )
+    unread = [n for n, gradient in zip(names, gradients, strict=True) if gradient is None]
+    for name in unread:
+        student.get_parameter(name).requires_grad_(False)
+    if unread:
+        logger.info("not trained, because no loss term reads them: %d tensors", len(unread))
+    return unread
 
 
 def check_vocabularies(student: BertTokenizer, teacher: BertTokenizer) -> None:
@@ -38,8 +73,12 @@ def check_vocabularies(student: BertTokenizer, teacher: BertTokenizer) -> None:
     )
 
 
-def check_layers_can_be_copied(student: BertConfig, teacher: BertConfig) -> None:
-    """Raise UserError unless layers of the teacher have the shapes of the student's."""
+def plan_copies(mapping: str, student: BertConfig, teacher: BertConfig) -> LayerPairs:
+    """Return which layer of the teacher each student layer is to be a copy of.
+
+    Raises:
+        UserError: layers of the teacher have other shapes, or the mapping does not fit.
+    """
     for size in ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads"):
         own, other = getattr(student, size), getattr(teacher, size)
         if own != other:
@@ -47,17 +86,16 @@ def check_layers_can_be_copied(student: BertConfig, teacher: BertConfig) -> None
                 f"--init_from_teacher: {size} is {own} in the student and {other} in the teacher; "
                 "only a student of the teacher's widths can take its layers"
             )
+    return layer_map(student.num_hidden_layers, teacher.num_hidden_layers, mapping)
 
 
-def copy_layers(
-    student: BertPreTrainedModel, teacher: BertPreTrainedModel, pairs: LayerPairs
-) -> None:
-    """Copy embeddings, pooler and, for each pair (m, g), teacher layer g to student layer m.
+def copy_layers(student: BertPreTrainedModel, teacher: BertPreTrainedModel, mapping: str) -> None:
+    """Copy embeddings, pooler and the teacher layers that `mapping` says.
 
     Raises:
-        UserError: the widths differ.
+        UserError: as `plan_copies`.
     """
-    check_layers_can_be_copied(student.config, teacher.config)
+    pairs = plan_copies(mapping, student.config, teacher.config)
     for m, g in pairs:
         source = teacher.bert.encoder.layer[g - 1].state_dict()
         student.bert.encoder.layer[m - 1].load_state_dict(source)

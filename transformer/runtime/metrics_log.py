@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformer.files import atomic_write
+from transformer.runtime.progress import TIMING_FIELDS
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +88,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-# A panel of the curves and the beginnings of the field names in it.
-PANELS = {
-    "attention": ("attention",),
-    "hidden states": ("hidden",),
-    "embedding": ("embedding",),
-    "prediction": ("prediction",),
-    "loss": ("loss",),
-    "learning rate": ("learning_rate",),
-    "held out": ("eval_",),
-}
+# Fields of a report that are no curve.
+NOT_DRAWN = {"step", "epoch", *TIMING_FIELDS}
+
+
+def panels_of(records: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the panels of the curves, by title, with the fields that are drawn in each.
+
+    Terms of one kind share a panel, whatever kinds there are; what was measured on held-out data
+    has one of its own.
+    """
+    panels: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for record in records for name in record):
+        if name not in NOT_DRAWN:
+            kind = "held out" if name.startswith("eval_") else name.partition("/")[0]
+            panels.setdefault(kind.replace("_", " "), []).append(name)
+    return panels
 
 
 def save_curves(metrics_path: Path, image_path: Path) -> bool:
@@ -105,12 +112,7 @@ def save_curves(metrics_path: Path, image_path: Path) -> bool:
     Returns False, with a word in the log, where matplotlib is missing or there is nothing to draw.
     """
     records = [record for record in read_metrics(metrics_path) if "step" in record]
-    names = sorted({name for record in records for name in record})
-    panels = {
-        title: [name for name in names if name.startswith(starts)]
-        for title, starts in PANELS.items()
-    }
-    panels = {title: held for title, held in panels.items() if held}
+    panels = panels_of(records)
     try:
         import matplotlib
     except ImportError:

@@ -4,6 +4,7 @@ Does not import torch, which takes a second and more than a script without a mod
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -21,6 +22,14 @@ logger = logging.getLogger(__name__)
 
 class RunError(RuntimeError):
     """A run that cannot go on, told in one line; the exit code is 1."""
+
+
+def script_parser(documentation: str) -> argparse.ArgumentParser:
+    """Return a parser that shows the first paragraph of a script's documentation and defaults."""
+    return argparse.ArgumentParser(
+        description=documentation.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

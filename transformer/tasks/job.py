@@ -5,31 +5,26 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from transformer.checkpoint.directory import Checkpoint
-from transformer.distillation.layers import IntermediateObjective, layer_map, objective_from_args
-from transformer.distillation.objectives import (
-    IntermediateLesson,
-    PredictionLesson,
-    StoredTargets,
-    Targets,
-    TeacherTargets,
-)
+from transformer.distillation.layers import Comparison, Term, plan_comparisons
+from transformer.distillation.losses import gold_loss, prediction_loss
+from transformer.distillation.objectives import Objective
 from transformer.distillation.students import (
-    check_layers_can_be_copied,
     check_vocabularies,
-    freeze_teacher,
+    plan_copies,
+    prepare_teacher,
     student_changes,
 )
 from transformer.distillation.teacher_logits import teacher_logits
 from transformer.file_utils import cached_path
 from transformer.files import UserError
 from transformer.modeling import TinyBertForSequenceClassification
-from transformer.packed_linear import pack_linears
 from transformer.runtime.parallel import usable_cores
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import (
@@ -40,14 +35,18 @@ from transformer.tasks.classifiers import (
 )
 from transformer.tasks.files import find_file, require_file, with_labels
 from transformer.tasks.metrics import Results, score
-from transformer.tasks.options import needs_teacher, with_defaults, with_eval_step
+from transformer.tasks.options import (
+    learns_layers,
+    needs_teacher,
+    with_defaults,
+    with_eval_step,
+)
 from transformer.tasks.results import DevSet, evaluate, warn_of_chance
 from transformer.tasks.run import Job
 from transformer.tasks.table import Task
 from transformer.tasks.token_cache import TokenCache
 from transformer.tokenization import BertTokenizer
 from transformer.training.inference import predict_logits
-from transformer.training.loop import Lesson, compile_forward
 from transformer.training.packed import PackedDataset
 
 logger = logging.getLogger(__name__)
@@ -120,21 +119,16 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
     if needs_teacher(args) or args.init_from_teacher:
         teacher = open_checkpoint(args.teacher_model, args)
     tokenizer = shared_tokenizer(student, teacher)
-    changes, objective = _check_models(args, task, student, teacher)
+    changes, comparisons = _check_models(args, task, student, teacher)
     cache = token_cache(args, tokenizer, runtime)
     train_set = open_training_set(args, task, cache)
     dev_sets = open_dev_sets(args.data_dir, task, cache)
     args = with_eval_step(args, len(dev_sets[0].dataset))
-    lesson: Lesson = PredictionLesson(task.regression, None, 1.0, gold_on_augmented=True)
+    model = None
     teacher_results: Results = {}
     if teacher is not None and needs_teacher(args):
         model = load_teacher(teacher, task, args, runtime)
         teacher_results = inspect_teacher(model, task, dev_sets, args.eval_batch_size, runtime)
-        if objective is not None:
-            lesson = IntermediateLesson(model, objective)
-        else:
-            targets = _targets(args, model, train_set, cache.directory, runtime)
-            lesson = _prediction_lesson(args, task, targets)
     return Job(
         args=args,
         task=task,
@@ -145,43 +139,53 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
         teacher=teacher,
         train_set=train_set,
         dev_sets=dev_sets,
-        lesson=lesson,
+        objective=_objective(args, comparisons, model, train_set, cache.directory, runtime),
         teacher_results=teacher_results,
     )
 
 
-def _targets(
+def _objective(
     args: argparse.Namespace,
-    teacher: nn.Module,
+    comparisons: tuple[Comparison, ...],
+    teacher: nn.Module | None,
     train_set: PackedDataset,
     directory: Path,
     runtime: Runtime,
-) -> Targets:
-    """Return the source of the teacher's logits: kept ones, where rows come more than once."""
+) -> Objective:
+    """Return what the student learns; logits are stored where rows come more than once."""
+    if not args.pred_distill or teacher is None:
+        pad_to = args.max_seq_length if learns_layers(args) and args.loss_on_padding else None
+        return Objective(comparisons, teacher, pad_to=pad_to)
     if args.num_train_epochs * len(args.seed) <= 1:
-        return TeacherTargets(teacher, runtime)
-    return StoredTargets(
-        teacher_logits(teacher, train_set, directory, args.eval_batch_size, runtime)
-    )
+        return Objective(comparisons, teacher)
+    logits = teacher_logits(teacher, train_set, directory, args.eval_batch_size, runtime)
+    return Objective(comparisons, teacher_logits=logits)
 
 
-def _prediction_lesson(args: argparse.Namespace, task: Task, targets: Targets) -> PredictionLesson:
-    return PredictionLesson(
-        regression=task.regression,
-        targets=targets,
-        gold_weight=args.hard_label_weight,
-        gold_on_augmented=args.hard_labels_on_augmented,
-        kind=args.prediction_loss,
-        temperature=args.temperature,
+def _compare_logits(args: argparse.Namespace, task: Task) -> tuple[Comparison, ...]:
+    """Return the terms of fine-tuning and of prediction distillation (equation 10)."""
+    gold = partial(gold_loss, regression=task.regression)
+    if not needs_teacher(args):
+        return (Comparison(Term("prediction_gold", "logits", partial(gold, on_augmented=True))),)
+    loss = partial(
+        prediction_loss,
+        kind="mse" if task.regression else args.prediction_loss,
+        temperature=1.0 if task.regression else args.temperature,
         original_soft_ce=args.original_soft_ce,
     )
+    compared = [Comparison(Term("prediction", "logits", loss))]
+    if args.hard_label_weight:
+        gold = partial(gold, on_augmented=args.hard_labels_on_augmented)
+        term = Term("prediction_gold", "logits", gold, weight=args.hard_label_weight)
+        compared.append(Comparison(term))
+    return tuple(compared)
 
 
 def _check_models(
     args: argparse.Namespace, task: Task, student: Checkpoint, teacher: Checkpoint | None
-) -> tuple[dict[str, Any], IntermediateObjective | None]:
-    """Check models before weights are read; return the student's changes and what layers teach."""
-    changes, objective = {}, None
+) -> tuple[dict[str, Any], tuple[Comparison, ...]]:
+    """Check models before weights are read; return the student's changes and its terms."""
+    changes, comparisons = {}, ()
     check_task_fits(task, args.max_seq_length, student.config, "the student")
     if teacher is not None:
         check_task_fits(task, args.max_seq_length, teacher.config, "the teacher")
@@ -189,15 +193,13 @@ def _check_models(
             _check_fine_tuned(teacher)
         check_classifier(teacher, task, "the teacher", need_classifier=True)
         if args.init_from_teacher:
-            check_layers_can_be_copied(student.config, teacher.config)
-            depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-            layer_map(*depths, args.init_from_teacher)
-        if not (args.finetune or args.pred_distill):
+            plan_copies(args.init_from_teacher, student.config, teacher.config)
+        if learns_layers(args):
             copies = bool(args.init_from_teacher)
             changes = student_changes(student.config, teacher.config, copies_layers=copies)
-            objective = objective_from_args(args, student.config.changed(**changes), teacher.config)
+            comparisons = plan_comparisons(args, student.config.changed(**changes), teacher.config)
     check_classifier(student, task, "the student", need_classifier=False, **changes)
-    return changes, objective
+    return changes, comparisons or _compare_logits(args, task)
 
 
 def _check_fine_tuned(teacher: Checkpoint) -> None:
@@ -218,12 +220,7 @@ def load_teacher(
         UserError: it has no classifier, or one for other labels.
     """
     teacher = load_classifier(checkpoint, task, "the teacher", need_classifier=True)
-    freeze_teacher(teacher, runtime)
-    if args.compile:
-        compile_forward(teacher)
-    else:
-        pack_linears(teacher)
-    return teacher
+    return prepare_teacher(teacher, runtime, compiled=args.compile)
 
 
 def inspect_teacher(

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 PREDICTION_EPOCHS = 3.0
 
-# A look at the dev set may cost about as many rows as were trained on since the last one; looking
-# at layers, which runs the teacher too, a quarter of that.
+# An evaluation may cost about as many rows as were trained on since the last one; one of layers,
+# which runs the teacher too, a quarter of that.
 LEAST_EVAL_STEP = 50
 
 DELIVERIES = ("do_eval", "do_predict", "benchmark", "export_onnx")
@@ -161,25 +161,28 @@ def needs_teacher(args: argparse.Namespace) -> bool:
     return not args.finetune and not (args.pred_distill and args.hard_labels)
 
 
+def learns_layers(args: argparse.Namespace) -> bool:
+    """Say whether the student learns from the teacher's layers."""
+    return not (args.finetune or args.pred_distill)
+
+
 def with_defaults(args: argparse.Namespace, task: Task) -> argparse.Namespace:
     """Return the flags with the table's values where the user gave none, and say which."""
     changes: dict[str, float] = {}
     if args.max_seq_length is None:
         changes["max_seq_length"] = task.max_seq_length
     if args.num_train_epochs is None and trains(args):
-        is_intermediate = not (args.finetune or args.pred_distill)
-        changes["num_train_epochs"] = task.epochs if is_intermediate else PREDICTION_EPOCHS
+        changes["num_train_epochs"] = task.epochs if learns_layers(args) else PREDICTION_EPOCHS
     for name, value in changes.items():
         logger.info("--%s %g: the default for %s", name, value, task.name)
     return argparse.Namespace(**{**vars(args), **changes})
 
 
 def with_eval_step(args: argparse.Namespace, dev_rows: int) -> argparse.Namespace:
-    """Return the flags with a number of steps between two looks that suits the dev set's size."""
+    """Return the flags with an evaluation interval that suits the dev set's size."""
     if args.eval_step is not None:
         return args
-    is_intermediate = not (args.finetune or args.pred_distill)
-    steps = dev_rows * (4 if is_intermediate else 1) // args.train_batch_size
+    steps = dev_rows * (4 if learns_layers(args) else 1) // args.train_batch_size
     eval_step = max(LEAST_EVAL_STEP, steps)
     logger.info("--eval_step %d: the default for a dev set of %d rows", eval_step, dev_rows)
     return argparse.Namespace(**{**vars(args), "eval_step": eval_step})

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from transformer.checkpoint.directory import Checkpoint
-from transformer.distillation.layers import layer_map
-from transformer.distillation.objectives import IntermediateLesson, lesson_loss
-from transformer.distillation.students import copy_layers
+from transformer.distillation.objectives import Objective, mean_loss
+from transformer.distillation.students import copy_layers, freeze_unread
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import load_classifier
@@ -22,9 +21,11 @@ from transformer.tasks.options import DELIVERIES, stage_of
 from transformer.tasks.results import DevSet, evaluate
 from transformer.tasks.table import Task
 from transformer.tokenization import BertTokenizer
-from transformer.training.loop import Lesson
+from transformer.training.batches import BatchPlan
+from transformer.training.loop import compile_forward
 from transformer.training.packed import PackedDataset
 from transformer.training.state import RunState
+from transformer.training.steps import RunPlan
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Job:
     teacher: Checkpoint | None
     train_set: PackedDataset
     dev_sets: list[DevSet]
-    lesson: Lesson
+    objective: Objective
     teacher_results: Results
 
     @property
@@ -64,15 +65,14 @@ class Run:
 
     def __post_init__(self) -> None:
         self.runtime = self.job.runtime
-        self.lesson = self.job.lesson
         self.stage = stage_of(self.args)
         self.keeps_best = self.job.keeps_best
 
-    @property
-    def pad_to(self) -> int | None:
-        """Return the length that all batches have, None for that of their longest row."""
-        layers = not self.keeps_best
-        return self.args.max_seq_length if layers and self.args.loss_on_padding else None
+    def plan_steps(self) -> RunPlan:
+        """Return the optimizer steps of the run."""
+        global_batch_size = self.args.train_batch_size * self.runtime.world_size
+        order = BatchPlan(self.job.train_set, global_batch_size, self.args.seed)
+        return RunPlan([order], self.args.num_train_epochs)
 
     def lasting_args(self) -> argparse.Namespace:
         """Return the flags that the trained weights depend on."""
@@ -98,9 +98,7 @@ class Run:
         if self.keeps_best:
             return evaluate(student, job.task, job.dev_sets, batch_size, self.runtime)
         dataset = job.dev_sets[0].dataset
-        return lesson_loss(
-            self.lesson, student, dataset, batch_size, self.runtime, pad_to=self.pad_to
-        )
+        return mean_loss(job.objective, student, dataset, batch_size, self.runtime)
 
     def choose(self, state: RunState, results: Results, *, is_last: bool) -> bool:
         """Say whether the student as it is now becomes the result, and note it in `state`.
@@ -127,13 +125,10 @@ class Run:
             job.student, job.task, "the student", need_classifier=False, **job.student_changes
         )
         if args.init_from_teacher:
-            # The lesson's teacher may be held in half precision; what is copied is not.
+            # The objective's teacher may be held in half precision; what is copied is not.
             teacher = load_classifier(job.teacher, job.task, "the teacher", need_classifier=True)
-            depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-            copy_layers(student, teacher, layer_map(*depths, args.init_from_teacher))
-        if isinstance(job.lesson, IntermediateLesson):
-            job.lesson.objective.freeze_unread(student)
-        else:
-            for name, parameter in student.named_parameters():
-                parameter.requires_grad_(not name.startswith("fit_dense"))
+            copy_layers(student, teacher, args.init_from_teacher)
+        freeze_unread(student, job.objective)
+        if args.compile:
+            compile_forward(student)
         return student.to(self.runtime.device).train()

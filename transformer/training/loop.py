@@ -1,24 +1,26 @@
-"""The leaves that the training loops share: one step, its set-up, and its report."""
+"""The training loop, written once: its set-up, its steps, the report of each stretch of them."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from transformer.optimization import BertAdam, parameter_groups
-from transformer.runtime.metrics_log import MetricsLog, sum_by_kind
-from transformer.runtime.progress import Progress, Speed
+from transformer.runtime.metrics_log import MetricsLog, save_curves, sum_by_kind
+from transformer.runtime.progress import Progress, Speed, closing_summary
 from transformer.runtime.ranks import Runtime, seed_step
 from transformer.training.batches import Batch, LossCounts
-from transformer.training.meter import LossMeter
-from transformer.training.state import RunState
-from transformer.training.steps import StepBatch
+from transformer.training.meter import LossMeter, stop_if_not_finite
+from transformer.training.state import RunState, StopSignal, mark_finished
+from transformer.training.steps import RunPlan, StepBatch, step_batches
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ def compile_forward(*models: nn.Module) -> None:
 def distribute(student: nn.Module, runtime: Runtime) -> nn.Module:
     """Wrap the student so that gradients are averaged over ranks; itself with a single rank.
 
-    Parameters that no loss reads must be frozen before (`IntermediateObjective.freeze_unread`).
+    Parameters that no loss reads must be frozen before (distillation/students.py).
     """
     if runtime.world_size == 1:
         return student
@@ -107,20 +109,102 @@ def begin_state(
     return state
 
 
-class Lesson(Protocol):
-    """What a student is taught: the loss to minimise and its terms before weighting.
+class TrainingObjective(Protocol):
+    """What the student learns: the loss to minimise and its terms before weighting.
 
     Terms are sums over the batch divided by `counts`, so that those of micro-batches add up.
+
+    pad_to: the length of all batches; None: as long as their longest example.
     """
+
+    pad_to: int | None
 
     def __call__(
         self, student: nn.Module, batch: Batch, counts: LossCounts, runtime: Runtime
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
+class Due(NamedTuple):
+    """What the script has to do after a step of the loop."""
+
+    evaluate: bool
+    save: bool
+
+
+def training_steps(
+    objective: TrainingObjective,
+    plan: RunPlan,
+    state: RunState,
+    args: argparse.Namespace,
+    runtime: Runtime,
+    *,
+    name: str,
+) -> Iterator[Due]:
+    """Train `state.student` to the end of the plan: the loop, as a generator.
+
+    It hands over to the script whenever something is due that only the script can do.
+
+    Example:
+        for due in training_steps(objective, plan, state, args, runtime, name="general"):
+            if due.evaluate:
+                publish(state.student)
+            if due.save:
+                state.save(args.output_dir, runtime)
+
+    Args:
+        state: `state.step` steps are done already.
+        name: what progress lines call the training.
+
+    Raises:
+        RunError: a loss was not finite.
+        SystemExit: a signal asked to stop; everything that was due has been done.
+    """
+    total = plan.total_steps
+    student = distribute(state.student, runtime)
+    # Batches are made ahead, in a thread of their own.
+    batches = step_batches(
+        plan,
+        runtime,
+        first_step=state.step + 1,
+        accumulation=args.gradient_accumulation_steps,
+        pad_token_id=state.student.config.pad_token_id,
+        pad_to=objective.pad_to,
+    )
+    progress = Progress(
+        total, description=name, initial=state.step, enabled=runtime.is_main, log_every=0
+    )
+    speed = Speed()
+    with progress, StopSignal(runtime) as stop:
+        for step_batch in batches:
+            # One optimizer step. Nothing in it waits for the device.
+            take_step(student, objective, step_batch, state, runtime, args.seed)
+            speed.add(step_batch.sequences, step_batch.tokens)
+            progress.update()
+
+            # What is due now. A signal is obeyed once all ranks have heard of it.
+            signum = stop.agreed()
+            reporting = is_due(state.step, args.log_steps, total)
+            evaluating = is_due(state.step, args.eval_step, total)
+            saving = bool(signum) or is_due(state.step, args.save_steps, total)
+
+            # Once in a while: read the losses. What comes of one that is not finite is not kept.
+            if reporting or evaluating or saving:
+                stop_if_not_finite(state.meter, runtime, args.output_dir, plan.describe)
+            if reporting:
+                report(state, runtime, progress, speed, plan.epochs_done(state.step))
+
+            # Once in a while: the script's turn, whose time is no training time.
+            if evaluating or saving:
+                yield Due(evaluate=evaluating, save=saving)
+                speed.reset()
+
+            if signum:
+                raise SystemExit(128 + signum)
+
+
 def take_step(
     student: nn.Module,
-    lesson: Lesson,
+    objective: TrainingObjective,
     step_batch: StepBatch,
     state: RunState,
     runtime: Runtime,
@@ -136,7 +220,7 @@ def take_step(
     seed_step(seed, step_batch.step, runtime.rank)
     for number, batch in enumerate(step_batch.batches, start=1):
         with _gradient_sync(student, number == len(step_batch.batches)):
-            loss, terms = lesson(student, batch, step_batch.counts, runtime)
+            loss, terms = objective(student, batch, step_batch.counts, runtime)
             state.scaler.scale(loss).backward()
         state.meter.add({"loss": loss, **terms})
     _optimizer_step(state.optimizer, state.scaler, step_batch.step)
@@ -156,3 +240,34 @@ def report(
     )
     shown = {"lr": rate, "seq/s": speeds["sequences_per_second"]}
     progress.report(**sum_by_kind(terms), **shown, **{"tok/s": speeds["tokens_per_second"]})
+
+
+def finish_run(
+    state: RunState,
+    runtime: Runtime,
+    output_dir: Path,
+    title: str,
+    results: Sequence[tuple[str, str]],
+    facts: Sequence[str] = (),
+) -> None:
+    """Draw the curves, note that the run is done, and say what is where.
+
+    Args:
+        results: (name in `output_dir`, what it is) of what this kind of run leaves.
+    """
+    state.metrics.close()
+    if not runtime.is_main:
+        return
+    save_curves(output_dir / "metrics.jsonl", output_dir / "training_curves.png")
+    mark_finished(output_dir, state)
+    written = [
+        *results,
+        ("metrics.jsonl", "all reports"),
+        ("training_curves.png", "the same as curves"),
+        ("args.json", "what it was started with"),
+    ]
+    closing_summary(
+        title,
+        [(output_dir / name, what) for name, what in written],
+        [f"{state.step} steps", *facts],
+    )

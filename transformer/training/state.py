@@ -131,6 +131,22 @@ def read_state(output_dir: Path, runtime: Runtime) -> dict[str, Any] | None:
     return runtime.broadcast_object(state)
 
 
+def earlier_state(
+    args: argparse.Namespace, runtime: Runtime, identity: dict[str, str]
+) -> dict[str, Any] | None:
+    """Return what a run with --resume goes on from; None begins one.
+
+    Raises:
+        UserError: what was saved is of a run with other settings.
+    """
+    saved = read_state(args.output_dir, runtime) if args.resume else None
+    if saved is not None:
+        check_same_run(saved["fingerprint"], identity)
+        if saved["finished"]:
+            logger.info("the run in %s is finished: nothing to do", args.output_dir)
+    return saved
+
+
 def mark_finished(output_dir: Path, state: RunState) -> None:
     """Replace the state by a word that the run is done; what it held is not needed any more."""
     marker = {"fingerprint": state.fingerprint, "finished": True, "step": state.step}
