@@ -118,6 +118,11 @@ class BertConfig:
         return self.hidden_size
 
     @property
+    def relative_positions(self) -> int:
+        """Return how many relative positions each query is compared with, beside the keys."""
+        return 0
+
+    @property
     def num_labels(self) -> int:
         """Return the number of outputs of the classifier: 2 where no labels are named."""
         if self.id2label is not None:

@@ -129,7 +129,8 @@ class BertSelfAttention(nn.Module):
         """
         query = self.query(take_tokens(hidden, tokens))
         qkv = query, self.key(hidden), self.value(hidden)
-        heads = [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in qkv]  # (B, H, T, K)
+        # subtle: not unflatten, behind which torch.onnx takes the length for a constant.
+        heads = [x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2) for x in qkv]
         context, scores = self.attend(heads, mask, want_scores, tokens)
         return context.transpose(1, 2).flatten(2), scores, qkv
 

@@ -58,6 +58,11 @@ class NezhaConfig(BertConfig):
                 "width of the heads"
             )
 
+    @property
+    def relative_positions(self) -> int:
+        """Return how many relative positions each query is compared with, beside the keys."""
+        return 2 * self.max_relative_position + 1
+
 
 def relative_table(reach: int, width: int) -> Tensor:
     """Return the vectors (2 reach + 1, width) of the distances from -reach to reach."""

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from transformer.configuration import BertConfig
 from transformer.distillation.layers import LayerPairs, layer_map
@@ -92,6 +92,9 @@ def plan_copies(mapping: str, student: BertConfig, teacher: BertConfig) -> Layer
 def copy_layers(student: BertPreTrainedModel, teacher: BertPreTrainedModel, mapping: str) -> None:
     """Copy embeddings, pooler and the teacher layers that `mapping` says.
 
+    What the architectures do not share stays as it is, and is said: position embeddings that the
+    teacher lacks, tables of another width, a pooler with another activation.
+
     Raises:
         UserError: as `plan_copies`.
     """
@@ -99,19 +102,35 @@ def copy_layers(student: BertPreTrainedModel, teacher: BertPreTrainedModel, mapp
     for m, g in pairs:
         source = teacher.bert.encoder.layer[g - 1].state_dict()
         student.bert.encoder.layer[m - 1].load_state_dict(source)
-    others = dict(teacher.bert.embeddings.named_parameters(prefix="embeddings"))
-    if teacher.bert.pooler is not None:
-        others |= dict(teacher.bert.pooler.named_parameters(prefix="pooler"))
+    parts = ["embeddings"]
+    if student.bert.pooler is not None and type(student.bert.pooler) is type(teacher.bert.pooler):
+        parts.append("pooler")
+    others = dict(teacher.bert.named_parameters())
+    left = []
     with torch.no_grad():
         for name, target in student.bert.named_parameters():
-            if name in others:  # of position embeddings, as many as both have
-                rows = min(len(target), len(others[name]))
-                target[:rows] = others[name][:rows]
+            if not name.startswith(tuple(parts)):
+                continue
+            source = others.get(name)
+            if source is None or _row_shape(name, source) != _row_shape(name, target):
+                left.append(name)
+                continue
+            rows = min(len(target), len(source))  # of position embeddings, as many as both have
+            target[:rows] = source[:rows]
+    which = ", which the teacher lacks or has in another width"
+    exceptions = f", but for {', '.join(left)}{which}" if left else ""
     logger.info(
-        "student layers %s are copies of teacher layers %s; so are embeddings and pooler",
+        "student layers %s are copies of teacher layers %s; so are %s%s",
         ", ".join(str(m) for m, _ in pairs),
         ", ".join(str(g) for _, g in pairs),
+        " and ".join(parts),
+        exceptions,
     )
+
+
+def _row_shape(name: str, tensor: Tensor) -> torch.Size:
+    """Return what must be equal to copy a tensor: of position embeddings, not how many."""
+    return tensor.shape[1:] if "position_embeddings" in name else tensor.shape
 
 
 def student_changes(

@@ -90,6 +90,7 @@ def sentence_flops(config: BertConfig, length: int) -> float:
         L * (8 T D^2 + 4 T^2 D + 4 T D I) + 2 D^2 + 2 D C
 
     that is query, key, value and output; scores and context; feed-forward; pooler; classifier.
+    NEZHA's queries meet R relative positions beside the T keys: 4 T (T + R) D for its 4 T^2 D.
     Biases, softmax, activations and normalisation, below 2 %, are left out. It is the usual count:
     the last layer, of which a classifier reads one token, is in it like the others.
 
@@ -97,7 +98,8 @@ def sentence_flops(config: BertConfig, length: int) -> float:
     22.3
     """
     width, inner = config.hidden_size, config.intermediate_size
-    layer = 8 * length * width**2 + 4 * length**2 * width + 4 * length * width * inner
+    keys = length + config.relative_positions
+    layer = 8 * length * width**2 + 4 * length * keys * width + 4 * length * width * inner
     return config.num_hidden_layers * layer + 2 * width**2 + 2 * width * config.num_labels
 
 

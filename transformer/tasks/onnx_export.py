@@ -45,7 +45,8 @@ class _Positional(nn.Module):
 def export_onnx(model: nn.Module, path: str | Path) -> float | None:
     """Write the classifier `model` to the ONNX file `path`; batch size and length are free.
 
-    Inputs, all (B, T) int64: input_ids, attention_mask (1 at real tokens), token_type_ids. Output:
+    Inputs, all (B, T) int64: input_ids, attention_mask (1 at real tokens), token_type_ids (not of
+    DistilBERT, which knows no segments). Output:
     logits (B, C). The labels and `max_position_embeddings` are in the file's metadata.
 
     Returns:
@@ -136,6 +137,7 @@ def _difference(content: bytes, wrapped: _Positional, config: Any) -> float | No
         with torch.inference_mode():
             expected = wrapped(*inputs).numpy()
         feed = {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=True)}
+        feed = {node.name: feed[node.name] for node in session.get_inputs()}
         (logits,) = session.run([OUTPUT], feed)
         difference = float(np.abs(logits - expected).max())
         if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
