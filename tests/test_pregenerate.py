@@ -234,6 +234,27 @@ def interrupt(*args):
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"settings": 1, "state": {}}',
+        '{"state": {"store": {"x": 1}}}',
+    ],
+)
+def test_damaged_state_is_told_in_one_line(run, content):
+    output_dir = run("out")
+    state = output_dir / "pregenerate_state.json"
+    if content.endswith("}}}"):  # settings that fit, a state that does not
+        content = json.dumps({**json.loads(state.read_text()), **json.loads(content)})
+    state.write_text(content)
+    with pytest.raises(UserError, match=r"pregenerate_state\.json.*(not JSON|no JSON|no state)"):
+        run("out", "--resume")
+
+
 def test_resume_makes_only_what_is_missing(run, tmp_path):
     expected = published(run("whole"))
     output_dir = run("more", "--epochs_to_generate", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -39,6 +40,22 @@ POSITIVE_SIZES = (
     "max_position_embeddings",
     "type_vocab_size",
 )
+
+
+# The largest BERT that was published (Megatron's) has 3.9e9 parameters in 48 layers.
+MAX_PARAMETERS = 20_000_000_000
+
+MAX_LAYERS = 1000
+
+# What the annotation of a field allows, and how it is called.
+VALUE_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "float | None": ((int, float, type(None)), "a number or null"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "text"),
+    "str | None": ((str, type(None)), "text or null"),
+}
 
 
 @dataclass
@@ -77,9 +94,10 @@ class BertConfig:
     extra: dict[str, Any] = field(default_factory=dict)  # other keys of a config.json, kept as read
 
     def __post_init__(self) -> None:
+        self._check_types()
         for key in POSITIVE_SIZES:
             value = getattr(self, key)
-            if not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise UserError(f"config: {key} {value!r} must be a whole number of at least 1")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
@@ -101,16 +119,50 @@ class BertConfig:
             *([] if self.classifier_dropout is None else [("classifier_dropout", 1)]),
         ):
             value = getattr(self, key)
-            if not isinstance(value, int | float) or not 0 <= value < limit:
+            if not 0 <= value < limit:
                 raise UserError(
                     f"config: {key} {value!r} must be a number of at least 0 and below {limit}"
                 )
         if self.id2label is not None:
-            self.id2label = {int(label_id): name for label_id, name in self.id2label.items()}
+            names = self.id2label.values()
+            if not all(isinstance(name, str | int) for name in names):
+                raise UserError(f"config: the values of id2label, {list(names)}, must be names")
+            self.id2label = {int(key): str(name) for key, name in self.id2label.items()}
             if sorted(self.id2label) != list(range(len(self.id2label))):
                 raise UserError(
                     f"config: the keys of id2label, {list(self.id2label)}, must be 0, 1..."
                 )
+        self._check_size()
+
+    def _check_types(self) -> None:
+        """Refuse values of another type: true as a number, "false" as a yes."""
+        for each in fields(self):
+            kinds, wanted = VALUE_TYPES.get(each.type, ((object,), ""))
+            value = getattr(self, each.name)
+            is_number_too = isinstance(value, bool) and bool not in kinds and object not in kinds
+            if not isinstance(value, kinds) or is_number_too:
+                shown = reprlib.repr(value)
+                least = " of at least 1" if each.name in POSITIVE_SIZES else ""
+                raise UserError(f"config: {each.name} {shown} must be {wanted}{least}")
+
+    def _check_size(self) -> None:
+        """Refuse what no machine could build, before anything is allocated."""
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise UserError(
+                f"config: num_hidden_layers {self.num_hidden_layers:,} is beyond reason; "
+                f"at most {MAX_LAYERS:,} are built"
+            )
+        width = self.hidden_size
+        rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size + self.fit_size
+        parameters = width * (
+            rows + self.num_hidden_layers * (4 * width + 2 * self.intermediate_size)
+        )
+        if parameters > MAX_PARAMETERS:
+            sizes = ", ".join(f"{key} {getattr(self, key):,}" for key in POSITIVE_SIZES)
+            raise UserError(
+                f"config: a model of {parameters:,} parameters is beyond reason ({sizes}); "
+                f"at most {MAX_PARAMETERS:,} are built"
+            )
 
     @property
     def embedding_width(self) -> int:

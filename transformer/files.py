@@ -108,6 +108,27 @@ def atomic_write(
     sync_directory(target.parent)
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Return the object in a JSON file; a byte-order mark before it is passed over.
+
+    Raises:
+        UserError: it cannot be read, is not JSON, or holds something else than an object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except PermissionError:
+        raise UserError(f"{path}: no permission to read it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # not JSON, not UTF-8
+        raise UserError(f"{path}: not JSON ({error}); copy it again") from None
+    except RecursionError:
+        raise UserError(f"{path}: not JSON that is ours: it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object but a {type(content).__name__}")
+    return content
+
+
 def write_json(
     path: str | Path, content: Any, *, default: Callable[[Any], Any] | None = None
 ) -> None:

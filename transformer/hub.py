@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from transformer.download import NotThere, Unreachable, reason_of, refusal
-from transformer.files import UserError, without_secrets
+from transformer.files import UserError, read_json, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +96,8 @@ class _Repository:
         """Fetch what is needed of each kind of file, all from one revision."""
         from huggingface_hub import HfApi
 
+        for client in ("httpx", "httpx2"):  # they log addresses, with signatures
+            logging.getLogger(client).setLevel(logging.WARNING)
         endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         shown = without_secrets(f"{endpoint}/{self.name}")
         try:
@@ -181,11 +182,10 @@ def _shards(files: Iterable[Path]) -> list[str]:
     index = next((file for file in files if file.name.endswith(".index.json")), None)
     if index is None:
         return []
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise UserError(f"{index}: not an index of sharded weights") from None
-    for name in names:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise UserError(f"{index}: not an index of sharded weights")
+    for name in shards.values():
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{index}: {name!r} is no file name")
-    return names
+    return sorted(set(shards.values()))

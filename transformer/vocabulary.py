@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
+import reprlib
 import unicodedata
 from pathlib import Path
 from typing import Any
 
-from transformer.files import UserError
+from transformer.files import UserError, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def find_vocab(directory: Path) -> Path:
 def has_sentence_pieces(file: Path) -> bool:
     """Say whether a vocabulary file holds a SentencePiece model."""
     if file.name == TOKENIZER_JSON:
-        return (read_json(file).get("model") or {}).get("type") == "Unigram"
+        return _object_in(file, read_json(file), "model").get("type") == "Unigram"
     return file.name == SENTENCE_PIECE_NAME
 
 
@@ -95,10 +95,12 @@ def read_vocab_bytes(file: Path) -> bytes:
             return file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot read the vocabulary: {error.strerror}") from None
-    model = read_json(file).get("model") or {}
+    model = _object_in(file, read_json(file), "model")
     ids = model.get("vocab")
     if model.get("type", "WordPiece") != "WordPiece" or not isinstance(ids, dict):
         raise UserError(f"{file}: holds a {model.get('type')} model; BERT needs WordPiece")
+    if not all(isinstance(index, int) for index in ids.values()):
+        raise UserError(f"{file}: the ids in its vocab must be whole numbers")
     tokens = sorted(ids, key=lambda token: ids[token])
     for expected, token in enumerate(tokens):
         if ids[token] != expected:
@@ -158,17 +160,12 @@ def _special(token: str, segment: int) -> dict[str, Any]:
     return {"SpecialToken": {"id": token, "type_id": segment}}
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot read it: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: holds no JSON object")
-    return content
+def _object_in(file: Path, values: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return the object under `key` of a JSON file, {} where there is none."""
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: {key} is {reprlib.repr(found)}; it must be an object")
+    return found
 
 
 def stored_options(directory: Path) -> dict[str, Any]:
@@ -176,7 +173,8 @@ def stored_options(directory: Path) -> dict[str, Any]:
     options: dict[str, Any] = {}
     kept = None
     if (directory / "tokenizer.json").is_file():
-        normalizer = read_json(directory / "tokenizer.json").get("normalizer") or {}
+        file = directory / "tokenizer.json"
+        normalizer = _object_in(file, read_json(file), "normalizer")
         if normalizer.get("type") == "BertNormalizer":
             options = {
                 "do_lower_case": normalizer.get("lowercase"),
@@ -208,7 +206,7 @@ def _check_options(directory: Path, options: dict[str, Any]) -> None:
     for name, value in options.items():
         wanted = "a number" if name == "model_max_length" else "true, false or null"
         allowed = (int, float) if name == "model_max_length" else (bool, type(None))
-        if not isinstance(value, allowed):
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise UserError(f"{directory}: {name} is {value!r}; the tokenizer needs {wanted}")
 
 
@@ -220,9 +218,12 @@ def _check_tokenizer(file: Path, config: dict[str, Any]) -> None:
             f"{file}: tokenizer_class {name} cuts words in another way than BERT's WordPiece; "
             "such a model cannot be read"
         )
-    added = config.get("added_tokens_decoder") or {}
+    added = _object_in(file, config, "added_tokens_decoder")
     extra = [each.get("content") for each in added.values() if isinstance(each, dict)]
-    extra += config.get("additional_special_tokens") or []
+    more = config.get("additional_special_tokens") or []
+    if not isinstance(more, list):
+        raise UserError(f"{file}: additional_special_tokens is {more!r}; it must be a list")
+    extra += more
     markers = sorted({str(each) for each in extra} - set(SPECIAL_TOKENS))
     if markers:
         logger.warning(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -633,6 +634,76 @@ def test_a_vocabulary_of_another_size_is_refused(lines, task_dir):
 def test_other_models_and_impossible_values_are_refused(changes, message, task_dir):
     edit_config(task_dir, **changes)
     with pytest.raises(UserError, match=message):
+        load_model(TinyBertForSequenceClassification, task_dir)
+
+
+WRONG_VALUES = [
+    *(None, True, "false", "", 1.5, -1, 10**9, 10**30, math.inf, math.nan),
+    *([], ["a"], {}, {"a": []}, [{}]),
+]
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_wrong_types_are_used_or_refused_in_one_line(file, task_dir):
+    """Put every wrong value under every key, and read the checkpoint again."""
+    if file == "tokenizer.json":
+        (task_dir / "vocab.txt").unlink()
+    original = json.loads((task_dir / file).read_text(encoding="utf-8"))
+    keys = {*original, "added_tokens_decoder", "additional_special_tokens", "never_split"}
+    refused = set()
+    for key in sorted(keys):
+        for value in WRONG_VALUES:
+            (task_dir / file).write_text(json.dumps({**original, key: value}))
+            try:
+                read_config(task_dir)
+                BertTokenizer.from_pretrained(task_dir)
+            except UserError as error:
+                assert "\n" not in str(error) and str(task_dir) in str(error), (key, value)
+                refused.add(key)
+    assert refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1,000,000,000 is beyond reason"),
+        ({"hidden_size": 10**9}, "a model of .* parameters is beyond reason"),
+        ({"vocab_size": 10**12}, "a model of .* parameters is beyond reason"),
+        ({"fit_size": 10**12}, "a model of .* parameters is beyond reason"),
+        ({"num_hidden_layers": True}, "num_hidden_layers True must be a whole number"),
+        ({"classifier_relu": "false"}, "classifier_relu 'false' must be true or false"),
+        ({"pad_token_id": 0.5}, "pad_token_id 0.5 must be a whole number"),
+    ],
+)
+def test_sizes_beyond_reason_are_refused_before_anything_is_allocated(
+    changes, message, task_dir, monkeypatch
+):
+    monkeypatch.setattr(torch.nn.Embedding, "__init__", lambda *sizes: pytest.fail(f"{sizes}"))
+    edit_config(task_dir, **changes)
+    with pytest.raises(UserError, match=message):
+        load_model(TinyBertForSequenceClassification, task_dir)
+    with pytest.raises(UserError, match=message):
+        main([str(task_dir)])
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors.index.json"],
+)
+def test_json_that_is_nested_too_deeply_is_told(file, task_dir):
+    (task_dir / file).write_text('{"a":' * 200_000)
+    if "index" in file:
+        (task_dir / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"\.json: .*nested too deeply"):
+        load_model(TinyBertForSequenceClassification, task_dir)
+        BertTokenizer.from_pretrained(task_dir)
+
+
+@pytest.mark.parametrize("names", [[1], {"a": 1}, {"a": None}, {"a": ["b"]}, "a", None])
+def test_index_of_other_types_is_refused(names, task_dir):
+    (task_dir / "model.safetensors").unlink()
+    (task_dir / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(UserError, match="index.json: not a valid index"):
         load_model(TinyBertForSequenceClassification, task_dir)
 
 

@@ -97,7 +97,7 @@ def model_type_of(values: dict[str, Any]) -> str:
             f"model_type {model_type} has other words than BERT, so a BERT student cannot learn "
             "from its layers; to learn from its predictions, give its logits by --teacher_logits"
         )
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise UserError(
             f"model_type {model_type} is not supported; choose a model of type "
             f"{', '.join(ARCHITECTURES)}"

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from transformer.augmentation.words import is_candidate
-from transformer.files import UserError, atomic_write
+from transformer.files import UserError, atomic_write, read_json
 from transformer.runtime.parallel import ordered_map, usable_cores
 
 logger = logging.getLogger(__name__)
@@ -179,8 +179,8 @@ def _read_cache(
     """Return what an earlier run kept, None if it is not there, stale or incomplete."""
     if not (words_file.is_file() and vectors_file.is_file()):
         return None
-    with contextlib.suppress(ValueError, KeyError, OSError):
-        content = json.loads(words_file.read_text(encoding="utf-8"))
+    with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+        content = read_json(words_file)
         words, width = content["words"], content["width"]
         same = all(content[key] == value for key, value in identity.items())
         if same and vectors_file.stat().st_size == 4 * width * len(words):

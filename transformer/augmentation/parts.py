@@ -47,7 +47,7 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(
             f"{path} is damaged; begin anew with --overwrite_output, after removing it"
         ) from None

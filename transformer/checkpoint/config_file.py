@@ -11,7 +11,7 @@ from typing import Any
 from transformer.architectures.table import ARCHITECTURES, model_type_of
 from transformer.checkpoint.weight_files import find_weights, group_of
 from transformer.configuration import BertConfig, unnamed_labels
-from transformer.files import UserError
+from transformer.files import UserError, read_json
 
 CONFIG_NAMES = ("config.json", "bert_config.json", "albert_config.json")
 
@@ -104,14 +104,7 @@ def read_values(file: Path) -> dict[str, Any]:
     Raises:
         UserError: not readable, not JSON, or an architecture that is not supported.
     """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except PermissionError:
-        raise UserError(f"{file}: no permission to read it") from None
-    except ValueError as error:  # not JSON, not UTF-8
-        raise UserError(f"{file}: not valid JSON ({error}); copy it again") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: must hold a JSON object")
+    values = read_json(file)
     try:
         model_type = model_type_of(values)
     except UserError as error:

@@ -8,7 +8,6 @@ What other writers call a tensor is a row of `RENAMES`; `tensorflow.py` has thos
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import re
 import zipfile
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transformer.architectures.table import ARCHITECTURES, our_name
-from transformer.files import UserError, atomic_write
+from transformer.files import UserError, atomic_write, read_json
 
 # Applied to every name, in this order.
 RENAMES = (
@@ -108,10 +107,10 @@ def find_weights(directory: Path) -> WeightFiles | None:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, LookupError, AttributeError, TypeError):
-        raise UserError(f"{index}: not a valid index; it must hold an object weight_map") from None
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise UserError(f"{index}: not a valid index; it must hold an object weight_map")
+    names = sorted(set(files.values()))
     for name in names:
         if Path(name).name != name:
             raise UserError(f"{index}: shard {name!r} lies outside of the directory")

@@ -25,7 +25,7 @@ from transformer.corpus.instances import InstanceSettings, TokenTable
 from transformer.corpus.token_store import StoreState
 from transformer.corpus.tokens import BlockTokenizer
 from transformer.file_utils import upload
-from transformer.files import UserError, atomic_write, sync_directory
+from transformer.files import UserError, atomic_write, read_json, sync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,12 @@ class RunState:
         return len(self.instances_of_epoch)
 
 
+def _fits(stored: Any, state: Any) -> bool:
+    """Say whether a JSON value has the keys of a dataclass, and values of their types."""
+    types = {key: type(value) for key, value in asdict(state).items()}
+    return isinstance(stored, dict) and {key: type(stored[key]) for key in stored} == types
+
+
 class PregenerationRun:
     """One run: where its files are, and its state.
 
@@ -89,15 +95,19 @@ class PregenerationRun:
         path = self.output_dir / STATE_FILE
         if not path.exists():
             return
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
+        settings, state = saved.get("settings"), saved.get("state")
+        is_ours = isinstance(settings, dict) and _fits(state, RunState())
+        if not is_ours or (state["store"] and not _fits(state["store"], StoreState())):
+            raise UserError(f"{path} is no state of a run; give --overwrite_output_dir")
         for name, value in self.settings.items():
-            before = saved["settings"].get(name)
+            before = settings.get(name)
             if before != value:
                 raise UserError(
                     f"--resume: the run in {self.output_dir} had {name} {before!r}, this one has "
                     f"{value!r}; start it in the same way, or give --overwrite_output_dir"
                 )
-        self.state = RunState(**saved["state"])
+        self.state = RunState(**state)
         for epoch in range(self.state.epoch):
             if not self.epoch_path(epoch).exists():
                 raise UserError(

@@ -423,8 +423,10 @@ class RowReader:
     def _json_cells(self, text: str, line: int) -> dict[str, Any]:
         try:
             cells = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            cells, reason = None, getattr(error, "msg", "nested too deeply")
+        except ValueError as error:
+            cells, reason = None, getattr(error, "msg", str(error))
+        except RecursionError:
+            cells, reason = None, "nested too deeply"
         else:
             reason = f"a {type(cells).__name__}"
         if line == 1 and (isinstance(cells, list) or text.strip() == "["):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 from transformer.checkpoint.directory import Checkpoint
 from transformer.distillation.objectives import Objective, mean_loss
 from transformer.distillation.students import copy_layers, freeze_unread
+from transformer.files import read_json
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import load_classifier
@@ -84,7 +84,7 @@ class Run:
         results = None
         if self.runtime.is_main:
             path = self.args.output_dir / "eval_results.json"
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path)
             results = {
                 key: float("nan") if value is None else value
                 for key, value in stored.items()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer.files import UserError, atomic_write, file_lock
+from transformer.files import UserError, atomic_write, file_lock, read_json
 from transformer.runtime.parallel import ordered_map, usable_cores
 from transformer.runtime.progress import Progress
 from transformer.training.packed import PackedDataset, PackedWriter
@@ -101,7 +101,7 @@ def _parse_line(raw: bytes, vocab: dict[str, int], max_length: int) -> _Line:
     try:
         example: dict[str, Any] = json.loads(raw)
         tokens, segments = example["tokens"], example["segment_ids"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError("cut off, or no JSON object with tokens and segment_ids") from None
     if not isinstance(tokens, list) or not isinstance(segments, list) or not tokens:
         raise ValueError("tokens and segment_ids must be lists, and not empty")
@@ -177,18 +177,18 @@ def has_pairs(file: EpochFile) -> bool:
     with open(file.path, "rb") as lines:
         try:
             return 1 in json.loads(lines.readline())["segment_ids"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return False  # the line is refused when the data is read
 
 
 def _with_metrics(path: Path) -> EpochFile:
     metrics_path = path.with_name(f"{path.stem}_metrics.json")
+    if not metrics_path.is_file():
+        raise UserError(f"{metrics_path} is missing: {path.name} was not finished")
+    metrics = read_json(metrics_path)
     try:
-        metrics = json.loads(metrics_path.read_text(encoding="utf-8"))
         return EpochFile(path, int(metrics["num_training_examples"]), int(metrics["max_seq_len"]))
-    except FileNotFoundError:
-        raise UserError(f"{metrics_path} is missing: {path.name} was not finished") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(
             f"{metrics_path}: needs num_training_examples and max_seq_len ({error!r})"
         ) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer.files import UserError, atomic_write, sync_directory
+from transformer.files import UserError, atomic_write, read_json, sync_directory
 
 FORMAT_VERSION = 1
 
@@ -155,13 +155,17 @@ class PackedDataset:
         """
         path = Path(path)
         try:
-            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is no packed store: {error}") from error
+            meta = read_json(path / "meta.json")
+        except UserError as error:
+            raise UserError(f"{path} is no packed store: {error}") from None
         if meta.get("format_version") != FORMAT_VERSION:
             raise UserError(f"{path}: packed by another version; remove it to pack it again")
-        dataset = cls(path, meta)
-        if len(dataset.offsets) != meta["examples"] + 1 or len(dataset.ids) != meta["tokens"]:
+        try:
+            dataset = cls(path, meta)
+            sizes = (meta["examples"] + 1, meta["tokens"])
+        except (KeyError, TypeError, ValueError, FileNotFoundError):  # not the keys that we write
+            sizes = None
+        if sizes is None or (len(dataset.offsets), len(dataset.ids)) != sizes:
             raise UserError(f"{path}: the packed store is damaged; remove it to pack it again")
         return dataset
 
