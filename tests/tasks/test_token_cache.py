@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer.files import UserError
+from transformer.files import UserError, file_lock
 from transformer.tasks import token_cache as task_data
 from transformer.tasks.table import Source, Task
 from transformer.tasks.token_cache import TokenCache, truncated_lengths
@@ -126,3 +127,40 @@ def test_mistakes_leave_no_store(cache: TokenCache, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="0 of 1 rows used; left out: 1 with too few cells"):
         cache.open(path, PAIRS, PAIRS.train)
     assert [p for p in cache.directory.iterdir() if p.is_dir()] == []
+
+
+def test_what_a_killed_process_left_is_removed(cache: TokenCache, tmp_path: Path) -> None:
+    """Whatever file it tokenised; not what a living process is writing, which holds the lock."""
+    cache.directory.mkdir()
+    for name in ("mine", "others"):
+        (cache.directory / f".{name}.123.tmp").mkdir()
+        (cache.directory / f".{name}.123.tmp" / "ids.bin").write_bytes(b"half")
+    with file_lock(cache.directory / ".others.lock", "it writes"):
+        cache.open(write(tmp_path / "train.tsv", "a\tb\tyes"), PAIRS, PAIRS.train)
+    assert [path.name for path in cache.directory.glob(".*.tmp")] == [".others.123.tmp"]
+    cache.open(write(tmp_path / "train.tsv", "a\tc\tyes"), PAIRS, PAIRS.train)
+    assert not list(cache.directory.glob(".*.tmp"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
+def test_full_disk_leaves_nothing(
+    cache: TokenCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Path.open
+
+    def open_on_a_full_disk(path: Path, *arguments: str, **options: str) -> IO:
+        return original(Path("/dev/full") if path.suffix == ".bin" else path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_on_a_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        cache.open(write(tmp_path / "train.tsv", "a\tb\tyes"), PAIRS, PAIRS.train)
+    assert not [path for path in cache.directory.iterdir() if path.suffix != ".lock"]
+
+
+def test_store_of_another_user_is_read_without_its_lock(cache: TokenCache, tmp_path: Path) -> None:
+    path = write(tmp_path / "train.tsv", "a\tb\tyes")
+    cache.open(path, PAIRS, PAIRS.train)
+    for lock in cache.directory.glob(".*.lock"):
+        lock.unlink()
+        lock.mkdir()  # nobody could open this one
+    assert len(cache.open(path, PAIRS, PAIRS.train)) == 1

@@ -29,7 +29,7 @@ from transformer.runtime.progress import Progress
 from transformer.tasks.files import BLANK, LabelReader, RowReader
 from transformer.tasks.table import Source, Task
 from transformer.tokenization import BertTokenizer
-from transformer.training.packed import PackedDataset, PackedWriter
+from transformer.training.packed import PackedDataset, PackedWriter, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -154,10 +154,13 @@ class TokenCache:
                 known = _row_hashes(RowReader(originals, task, task.train, errors=self.errors))
         key = self._key(reader, task, known)
         store = self.directory / f"{file_name(task.name)}-{path.stem}-{key}"
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with file_lock(store.with_name(f".{store.name}.lock"), f"tokenising {path}"):
-            if not (store / "meta.json").is_file():
-                self._write(store, reader, task, known)
+        # A store that is there is whole; who only reads needs no permission for its lock.
+        if not (store / "meta.json").is_file():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.directory, _lock_of)
+            with file_lock(_lock_of(store), f"tokenising {path}"):
+                if not (store / "meta.json").is_file():
+                    self._write(store, reader, task, known)
         dataset = PackedDataset.open(store)
         _report(path, task, dataset)
         return dataset
@@ -229,6 +232,10 @@ class TokenCache:
         with closing(ordered_map(function, texts(), workers)) as packed_chunks:
             for packed in packed_chunks:
                 yield waiting.popleft(), packed
+
+
+def _lock_of(store: Path) -> Path:
+    return store.with_name(f".{store.name}.lock")
 
 
 def _chunks(reader: RowReader, task: Task, known: set[int] | None) -> Iterator[Chunk]:

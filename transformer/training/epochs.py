@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,7 +19,7 @@ import numpy as np
 from transformer.files import UserError, atomic_write, file_lock, read_json
 from transformer.runtime.parallel import ordered_map, usable_cores
 from transformer.runtime.progress import Progress
-from transformer.training.packed import PackedDataset, PackedWriter
+from transformer.training.packed import PackedDataset, PackedWriter, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -225,10 +224,15 @@ def _open_or_pack(
         if _is_fresh(store, file.path):
             return _check_examples(file, PackedDataset.open(store))
         raise UserError(f"{place} cannot be written; give a --cache_dir for the packed data")
-    with file_lock(store.with_suffix(".lock"), f"{file.path} is being packed"):
+    remove_leftovers(place, _lock_of)
+    with file_lock(_lock_of(store), f"{file.path} is being packed"):
         if not _is_fresh(store, file.path):
             _pack(file, vocab, store, is_main)
     return _check_examples(file, PackedDataset.open(store))
+
+
+def _lock_of(store: Path) -> Path:
+    return store.with_suffix(".lock")
 
 
 def _store_key(path: Path, vocab: dict[str, int], place: Path) -> str:
@@ -310,8 +314,6 @@ def _pack(file: EpochFile, vocab: dict[str, int], store: Path, is_main: bool) ->
     stamp = _stamp(file.path)
     total = hashlib.sha256()
     errors: list[str] = []
-    for leftover in store.parent.glob(f".{store.name}.*.tmp"):
-        shutil.rmtree(leftover)  # of a process that was killed: we hold the lock
     writer = PackedWriter(store, len(vocab))
     parse = partial(parse_chunk, file.path, vocab, file.max_seq_length)
     progress = Progress(

@@ -6,18 +6,32 @@ import json
 import mmap
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from transformer.files import UserError, atomic_write, read_json, sync_directory
+from transformer.files import UserError, atomic_write, read_json, sync_directory, try_lock
 
 FORMAT_VERSION = 1
 
 # Rows read before the mapped pages are given back, so that resident memory stays bounded.
 ROWS_BETWEEN_RELEASES = 8192
+
+
+def remove_leftovers(directory: Path, lock_of: Callable[[Path], Path]) -> None:
+    """Remove what killed processes left of the stores in `directory`.
+
+    Args:
+        lock_of: from the path of a store to its lock file, which a process that writes holds.
+    """
+    for partial in directory.glob(".*.*.tmp"):
+        store = directory / partial.name[1:].rsplit(".", 2)[0]
+        if partial.is_dir() and (lock := try_lock(lock_of(store), 0)) is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.release()
 
 
 class PackedWriter:
@@ -123,7 +137,9 @@ class PackedWriter:
     def abort(self) -> None:
         """Remove what was written."""
         for file in self._files.values():
-            file.close()
+            # subtle: to close is to write what is buffered, which a full disk refuses once more.
+            with suppress(OSError):
+                file.close()
         shutil.rmtree(self.partial, ignore_errors=True)
 
 
