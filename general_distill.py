@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from transformer.checkpoint.directory import Checkpoint, save_checkpoint
+from transformer.checkpoint.model_card import write_model_card
 from transformer.distillation.layers import (
     Comparison,
     add_distillation_arguments,
@@ -293,6 +294,7 @@ def publish(
     """Write the student as it is now, the best one so far to a directory of its own as well."""
     for directory in (args.output_dir / "best", args.output_dir)[0 if is_best else 1 :]:
         save_checkpoint(state.student, tokenizer, directory, save_bin=args.save_bin)
+        write_model_card(directory, run_dir=args.output_dir)
     if args.data_url:
         upload(args.output_dir, args.data_url)
 
@@ -323,6 +325,7 @@ def train(
         facts.append(f"lowest held-out loss {state.best_score:.4f}, at step {state.best_step}")
     results = [
         ("model.safetensors", "the student, with config.json and vocab.txt"),
+        ("README.md", "its model card: how it was made"),
         ("best", "the student with the lowest held-out loss"),
     ]
     finish_run(state, runtime, args.output_dir, "general distillation is done", results, facts)

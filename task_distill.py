@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 
 from transformer.checkpoint.directory import save_checkpoint
+from transformer.checkpoint.model_card import write_model_card
 from transformer.distillation.layers import add_distillation_arguments
 from transformer.file_utils import upload
 from transformer.runtime.metrics_log import sum_by_kind
@@ -123,6 +124,7 @@ def publish(run: Run, state: RunState, directory: Path, results: dict[str, float
     if results is not None:
         facts = {**job.facts, "seed": args.seed, "global_step": state.step}
         write_dev_results(args.output_dir, job.dev_sets, results, facts)
+        write_model_card(directory)
     if args.data_url:
         upload(args.output_dir, args.data_url)
 
@@ -161,6 +163,7 @@ def report_result(run: Run, state: RunState) -> None:
     which = "the best" if run.keeps_best else "the last: layers have no dev score to choose by"
     written = [
         ("model.safetensors", f"the student of step {state.best_step}, {which}"),
+        ("README.md", "its model card: how good it is, how it was made"),
         ("last", "the student of the last step"),
         ("eval_results.json", "its results on the dev set"),
     ]

@@ -6,14 +6,17 @@ import argparse
 import json
 import os
 import signal
+import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from transformer.files import UserError
 from transformer.runtime import output_dir as module
-from transformer.runtime.output_dir import run_directory, save_args
+from transformer.runtime.output_dir import made_with, run_directory, save_args
 
 
 def arguments(path: Path, **changes: Any) -> argparse.Namespace:
@@ -215,7 +218,16 @@ def test_a_directory_whose_lock_is_taken_is_not_removed(tmp_path, monkeypatch):
         start(tmp_path / "out")
 
 
-def test_args_are_saved(tmp_path):
+def test_args_are_saved(tmp_path, monkeypatch):
+    argv = ["/place/run.py", "--data_url", "https://me:word@host/x?key=1", "--name", "a b"]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     save_args(argparse.Namespace(output_dir=tmp_path, seed=3, name="é", odd="b\udcff"), tmp_path)
     saved = json.loads((tmp_path / "args.json").read_text(encoding="utf-8"))
+    made = saved.pop("made_with")
     assert saved == {"output_dir": str(tmp_path), "seed": 3, "name": "é", "odd": "b\udcff"}
+    assert made["command"] == "python run.py --data_url 'https://host/x?...' --name 'a b'"
+    assert datetime.fromisoformat(made["date"]).utcoffset() == timedelta(0)
+    assert made["versions"]["torch"] == torch.__version__
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert made_with()["command"].startswith("torchrun --nproc_per_node=4 run.py --data_url")

@@ -11,19 +11,31 @@ import argparse
 import errno
 import json
 import os
+import platform
+import shlex
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformer.files import EnvironmentFault, UserError, sync_directory, try_lock, write_json
+from transformer.files import (
+    EnvironmentFault,
+    UserError,
+    sync_directory,
+    try_lock,
+    without_secrets,
+    write_json,
+)
 
 MODEL_FILES = (
     *("config.json", "model.safetensors", "pytorch_model.bin"),
-    *("special_tokens_map.json", "tokenizer_config.json", "vocab.txt"),
+    *("special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
 )
 
 REPORT_FILES = (
@@ -301,7 +313,33 @@ def run_directory(
 
 def save_args(args: argparse.Namespace, output_dir: str | Path) -> None:
     """Write everything the run was started with to `output_dir`/args.json."""
-    write_json(Path(output_dir) / "args.json", vars(args), default=str)
+    content = {**vars(args), "made_with": made_with()}
+    write_json(Path(output_dir) / "args.json", content, default=str)
+
+
+def made_with() -> dict[str, Any]:
+    """Return what a run depends on beside its flags: the command, the date, versions.
+
+    subtle: nothing compares it. A run that is resumed another day, or by another version, is the
+    same run.
+    """
+    ranks = os.environ.get("LOCAL_WORLD_SIZE")  # set by torchrun
+    start = ["python"] if ranks is None else ["torchrun", f"--nproc_per_node={ranks}"]
+    words = [Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])]
+    return {
+        "command": shlex.join([*start, *words]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on, those that are installed."""
+    versions = {}
+    for name in ("torch", "numpy", "safetensors"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _is_own_run(args_file: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from transformer.checkpoint.directory import Checkpoint
+from transformer.checkpoint.model_card import write_model_card
 from transformer.distillation.students import freeze_teacher
 from transformer.files import write_json
 from transformer.modeling import TinyBertForSequenceClassification
@@ -26,7 +27,7 @@ from transformer.tasks.job import (
     token_cache,
 )
 from transformer.tasks.onnx_export import export_onnx
-from transformer.tasks.options import prediction_file, trains, with_defaults
+from transformer.tasks.options import prediction_file, stage_of, trains, with_defaults
 from transformer.tasks.results import (
     evaluate,
     results_table,
@@ -104,6 +105,8 @@ def _evaluate(delivery: Delivery, teacher: TinyBertForSequenceClassification | N
     results = evaluate(delivery.model, task, dev_sets, args.eval_batch_size, runtime)
     rows = {str(delivery.checkpoint): results}
     facts: dict[str, object] = {"task": task.name, "model": str(delivery.checkpoint)}
+    if trains(args):
+        facts["stage"] = stage_of(args)
     if teacher is not None:
         rows["teacher"] = evaluate(teacher, task, dev_sets, args.eval_batch_size, runtime)
         facts |= {f"teacher_{key}": value for key, value in rows["teacher"].items()}
@@ -154,4 +157,6 @@ def _benchmark(delivery: Delivery, teacher: TinyBertForSequenceClassification | 
         if model is not None and checkpoint is not None
     ]
     write_json(args.output_dir / "benchmark.json", comparison(*figures))
+    if trains(args):  # the model is this directory's own
+        write_model_card(args.output_dir)
     print(comparison_table(*figures), flush=True)

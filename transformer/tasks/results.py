@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from transformer.checkpoint.model_card import write_model_card
 from transformer.files import atomic_write
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.metrics import Results, chance_score, is_better, score, worst_score
@@ -172,6 +173,7 @@ def report_seeds(
     summary = summarise_seeds(results, metric)
     keep_best_seed(output_dir, summary["best_seed"])
     write_results(output_dir, {**facts, **summary})
+    write_model_card(output_dir)
     rows = {f"seed {seed}": found for seed, found in results.items()}
     for kind in ("mean", "std"):
         rows[kind] = {key: summary[f"{key}_{kind}"] for key in next(iter(results.values()))}
