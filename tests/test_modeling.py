@@ -161,8 +161,8 @@ def test_options_do_not_change_the_numbers():
     model = random_student(fit_size=48, fit_per_layer=True)
     inputs = make_inputs()
     full = model(*inputs, score_layers=range(1, 6), fit_layers=range(6), qkv_layers=(2,))
-    lean = model(*inputs)
-    assert not lean.attention_scores and not lean.fitted and not lean.qkv
+    lean = model(*inputs, only_logits=True)
+    assert lean == (lean.logits, {}, (), None, {}, {}, None)
     assert_close(lean.logits, full.logits)
     some = model(*inputs, score_layers=(2,), fit_layers=(0, 3), num_layers=3, classify=False)
     assert some.logits is None and some.pooled is None
@@ -176,6 +176,40 @@ def test_options_do_not_change_the_numbers():
         assert_close(some.fitted[number], projected)
     query, key, _ = (x.unflatten(-1, (4, 8)).transpose(1, 2) for x in full.qkv[2])
     assert_close(query @ key.transpose(-1, -2) / 8**0.5, full.attention_scores[2])
+
+
+@torch.no_grad()
+def test_hidden_states_have_one_shape_whatever_else_is_asked():
+    model = random_student(fit_size=48)
+    inputs = make_inputs()
+    expected = model.bert(*inputs).hidden_states
+    asked = ({}, {"score_layers": (1,)}, {"pool": True}, {"classify": False}, {"fit_layers": (5,)})
+    for options in asked:
+        found = model(*inputs, **options).hidden_states
+        assert [x.shape for x in found] == [(BATCH, LENGTH, 32)] * (LAYERS + 1)
+        assert_close(found[-1], expected[-1])
+
+
+@torch.no_grad()
+def test_a_classifier_gives_the_pooled_vector_with_and_without_logits():
+    model = random_student()
+    inputs = make_inputs()
+    states = model.bert(*inputs).hidden_states[-1]
+    expected = torch.tanh(states[:, 0] @ model.bert.pooler.dense.weight.T)  # its bias is 0
+    for options in ({}, {"pool": True}, {"pool": True, "classify": False}):
+        assert_close(model(*inputs, **options).pooled, expected)
+    assert model(*inputs, classify=False).pooled is None
+
+
+def test_logits_alone_cost_the_last_layer_at_one_token():
+    model = random_student()
+    inputs = make_inputs()
+    queried = []
+    query = model.bert.encoder.layer[-1].attention.self.query
+    query.register_forward_hook(lambda module, args, result: queried.append(result.shape[1]))
+    model(*inputs)
+    model(*inputs, only_logits=True)
+    assert queried == [LENGTH, 1]
 
 
 @torch.no_grad()

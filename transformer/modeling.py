@@ -33,8 +33,8 @@ class BertOutput(NamedTuple):
 
     logits: (B, C) of a classifier; (B, T, V) of a masked LM, (B, Q, V) at chosen tokens.
     attention_scores: {m: (B, H, T, T)}, QK^T / sqrt(K) in fp32, before softmax and before the mask.
-    hidden_states: (B, T, D) each; [0] is the embedding output, [m] the output of layer m. Where
-        only some tokens of the last layer are asked for, the last is (B, Q, D).
+    hidden_states: (B, T, D) each; [0] is the embedding output, [m] the output of layer m. With
+        `last_tokens`, which only heads of the model itself ask for, the last is (B, Q, D).
     pooled: (B, D), tanh of a linear map of the first token.
     fitted: {m: (B, T, fit_size)}, hidden states projected to the teacher's width.
     qkv: {m: (query, key, value)}, (B, T, D) each, heads side by side.
@@ -460,9 +460,15 @@ class TinyBertForPreTraining(BertPreTrainedModel):
         attention_mask: Tensor | None = None,
         *,
         fit_layers: Collection[int] = (),
+        only_logits: bool = False,
         **encoder_options: Any,
     ) -> BertOutput:
-        """Run the encoder with the options of `BertModel.forward`; project the `fit_layers`."""
+        """Run the encoder with the options of `BertModel.forward`; project the `fit_layers`.
+
+        Args:
+            only_logits: a promise to read nothing but the logits. A head that reads few tokens then
+                computes little else; others go by it no differently.
+        """
         output = self.bert(input_ids, token_type_ids, attention_mask, **encoder_options)
         fitted = {number: self.fit(output.hidden_states[number], number) for number in fit_layers}
         return output._replace(fitted=fitted)
@@ -486,18 +492,24 @@ class TinyBertForSequenceClassification(TinyBertForPreTraining):
         attention_mask: Tensor | None = None,
         *,
         classify: bool = True,
+        pool: bool = False,
+        only_logits: bool = False,
         **options: Any,
     ) -> BertOutput:
         """Return logits (B, C) too, unless `classify` is off; options as in the parent class.
 
-        Without options the last layer is computed at the first token only, which the logits read.
+        Args:
+            pool: compute `pooled` even where no logits, which are made of it, are.
+            only_logits: return the logits alone, from a last layer that is computed at the first
+                token only.
         """
-        if classify and not options:
-            options = {"last_tokens": torch.zeros_like(input_ids[:, :1])}
+        if only_logits:
+            options["last_tokens"] = torch.zeros_like(input_ids[:, :1])
         output = super().forward(
-            input_ids, token_type_ids, attention_mask, pool=classify, **options
+            input_ids, token_type_ids, attention_mask, pool=pool or classify, **options
         )
         if not classify:
             return output
         pooled = F.relu(output.pooled) if self.config.classifier_relu else output.pooled
-        return output._replace(logits=self.classifier(self.dropout(pooled)))
+        logits = self.classifier(self.dropout(pooled))
+        return BertOutput(logits) if only_logits else output._replace(logits=logits)

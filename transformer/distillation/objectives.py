@@ -77,7 +77,7 @@ class Objective:
             return BertOutput()
         options = self.forward_options("teacher_layer")
         # subtle: logits alone are computed as `predict_logits` computes those that are stored.
-        with nullcontext() if options else runtime.autocast():
+        with runtime.autocast() if "only_logits" in options else nullcontext():
             inputs = batch.input_ids, batch.token_type_ids, batch.attention_mask
             return self.teacher(*inputs, **options)
 
@@ -91,7 +91,7 @@ class Objective:
         for place in self.comparisons:
             layers.setdefault(place.term.reads, []).append(getattr(place, side))
         if list(layers) == ["logits"]:
-            return {}  # subtle: with any option a classifier computes its whole last layer
+            return {"only_logits": True}
         options: dict[str, Any] = {
             "score_layers": tuple(layers.get("attention_scores", ())),
             "qkv_layers": tuple(layers.get("qkv", ())),

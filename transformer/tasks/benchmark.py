@@ -210,7 +210,7 @@ def _timed(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> float:
     if on_gpu:
         torch.cuda.synchronize()
     started = time.perf_counter()
-    model(*batch)
+    model(*batch, only_logits=True)
     if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - started

@@ -39,7 +39,8 @@ class _Positional(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        return self.model(input_ids, token_type_ids, attention_mask).logits
+        inputs = input_ids, token_type_ids, attention_mask
+        return self.model(*inputs, only_logits=True).logits
 
 
 def export_onnx(model: nn.Module, path: str | Path) -> float | None:

@@ -126,7 +126,8 @@ class TextClassifier:
             mask[row, : len(ids)] = True
         device = self.runtime.device
         with torch.inference_mode(), self.runtime.autocast():
-            output = self.model(input_ids.to(device), segments.to(device), mask.to(device))
+            inputs = input_ids.to(device), segments.to(device), mask.to(device)
+            output = self.model(*inputs, only_logits=True)
         return output.logits.float().cpu().numpy()
 
     def _answer(self, logits: np.ndarray) -> Answer:

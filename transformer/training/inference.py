@@ -47,7 +47,8 @@ def predict_logits(
         for chosen in batches:
             batch = collate(dataset, chosen, pad_token_id=model.config.pad_token_id)
             batch = batch.to(runtime.device)
-            output = model(batch.input_ids, batch.token_type_ids, batch.attention_mask)
+            inputs = batch.input_ids, batch.token_type_ids, batch.attention_mask
+            output = model(*inputs, only_logits=True)
             indices.append(chosen)
             parts.append(output.logits.float())
             if progress is not None:
