@@ -433,6 +433,7 @@ class TinyBertForPreTraining(BertPreTrainedModel):
     """
 
     add_pooler = False
+    per_token = False  # logits are those of a text; of each of its tokens where true
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
@@ -444,6 +445,11 @@ class TinyBertForPreTraining(BertPreTrainedModel):
             )
         elif config.fit_size:
             self.fit_dense = _linear(config, config.hidden_size, config.fit_size)
+
+    @property
+    def num_outputs(self) -> int:
+        """Return the width of the logits."""
+        return self.config.num_labels
 
     def fit(self, hidden: Tensor, number: int) -> Tensor:
         """Project hidden states of layer `number` (0: embeddings) to (B, T, fit_size)."""
@@ -512,4 +518,65 @@ class TinyBertForSequenceClassification(TinyBertForPreTraining):
             return output
         pooled = F.relu(output.pooled) if self.config.classifier_relu else output.pooled
         logits = self.classifier(self.dropout(pooled))
+        return BertOutput(logits) if only_logits else output._replace(logits=logits)
+
+
+class TinyBertForTokenClassification(TinyBertForPreTraining):
+    """A classifier of tokens, for entities and other tags: the head reads the last layer."""
+
+    per_token = True
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        own_dropout = config.classifier_dropout
+        self.dropout = Dropout(config.hidden_dropout_prob if own_dropout is None else own_dropout)
+        self.classifier = _linear(config, config.hidden_size, config.num_labels)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        classify: bool = True,
+        only_logits: bool = False,
+        **options: Any,
+    ) -> BertOutput:
+        """Return logits (B, T, C) too, unless `classify` is off; options as in the parent class."""
+        output = super().forward(input_ids, token_type_ids, attention_mask, **options)
+        if not classify:
+            return output
+        logits = self.classifier(self.dropout(output.hidden_states[-1]))
+        return BertOutput(logits) if only_logits else output._replace(logits=logits)
+
+
+class TinyBertForQuestionAnswering(TinyBertForPreTraining):
+    """Finds an answer in a text: logits for where it starts and for where it ends."""
+
+    per_token = True
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        self.qa_outputs = _linear(config, config.hidden_size, 2)
+
+    @property
+    def num_outputs(self) -> int:
+        """Return the width of the logits: start and end."""
+        return 2
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        classify: bool = True,
+        only_logits: bool = False,
+        **options: Any,
+    ) -> BertOutput:
+        """Return logits (B, T, 2) too, unless `classify` is off; options as in the parent class."""
+        output = super().forward(input_ids, token_type_ids, attention_mask, **options)
+        if not classify:
+            return output
+        logits = self.qa_outputs(output.hidden_states[-1])
         return BertOutput(logits) if only_logits else output._replace(logits=logits)

@@ -71,7 +71,7 @@ def test_gold_labels_count_on_original_rows_unless_asked(
     on_augmented: bool, tiny_config, dataset: PackedDataset
 ) -> None:
     student = classifier(tiny_config, 1)
-    gold = partial(gold_loss, regression=False, on_augmented=on_augmented)
+    gold = partial(gold_loss, kind="ce", on_augmented=on_augmented)
     terms = (
         Term("prediction", "logits", partial(prediction_loss, temperature=2.0)),
         Term("prediction_gold", "logits", gold, weight=0.25),
@@ -95,7 +95,7 @@ def layers(kinds: tuple[str, ...] = ("", "mse")) -> tuple[Comparison, ...]:
 
 
 def logits() -> tuple[Comparison, ...]:
-    gold = partial(gold_loss, regression=False)
+    gold = partial(gold_loss, kind="ce")
     terms = Term("prediction", "logits", prediction_loss), Term("prediction_gold", "logits", gold)
     return tuple(map(Comparison, terms))
 

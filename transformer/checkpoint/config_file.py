@@ -46,7 +46,9 @@ STALE_KEYS = (
 # What Hugging Face's class for a checkpoint is called, behind the name of the architecture: the
 # first row whose groups are all present.
 HEADS = (
-    ("ForSequenceClassification", ("classifier",)),
+    ("ForSequenceClassification", ("classifier", "pooler")),
+    ("ForTokenClassification", ("classifier",)),
+    ("ForQuestionAnswering", ("span",)),
     ("ForPreTraining", ("mlm", "nsp")),
     ("ForMaskedLM", ("mlm",)),
     ("Model", ()),

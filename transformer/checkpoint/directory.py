@@ -53,12 +53,15 @@ Model = TypeVar("Model", bound=nn.Module)
 
 Shape = tuple[int, ...]
 
+POOLER = "bert.pooler.dense.weight"
+
 GROUP_NAMES = {
     "encoder": "the encoder (bert.embeddings, bert.encoder)",
     "pooler": "the pooler (bert.pooler)",
     "mlm": "the masked-LM head (cls.predictions)",
     "nsp": "the next-sentence head (cls.seq_relationship)",
     "classifier": "the classifier",
+    "span": "the head that finds answers (qa_outputs)",
     "fit": "the projection (fit_dense)",
 }
 
@@ -318,7 +321,7 @@ def _compare(checkpoint: Checkpoint, model: nn.Module) -> LoadReport:
             for name, source in sources.items()
             if shapes[source] != wanted[name]
         },
-        notes=checkpoint.notes if "classifier.weight" in wanted else [],
+        notes=checkpoint.notes if {"classifier.weight", POOLER} <= wanted.keys() else [],
     )
 
 

@@ -50,6 +50,7 @@ GROUPS = {
     "mlm": ("cls.predictions.",),
     "nsp": ("cls.seq_relationship.",),
     "classifier": ("classifier.",),
+    "span": ("qa_outputs.",),
     "fit": ("fit_dense.", "fit_denses."),
 }
 

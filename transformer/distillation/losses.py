@@ -11,6 +11,7 @@ Letters in shapes are those of `modeling.py`. Every loss is an fp32 scalar.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -144,13 +145,16 @@ def prediction_loss(
     """
     student, teacher = student.float() / temperature, teacher.float() / temperature
     classes = student.shape[-1]
-    if kind == "mse":
+    if kind == "bce":
+        target = torch.sigmoid(teacher)
+        losses = F.binary_cross_entropy_with_logits(student, target, reduction="none").sum(-1)
+    elif kind == "mse":
         losses = (student - teacher).square().sum(-1)
     else:
         target = torch.log_softmax(teacher, dim=-1)
         shift = target if kind == "kl" else 0
         losses = (target.exp() * (shift - torch.log_softmax(student, dim=-1))).sum(-1)
-    per_class = kind == "mse" or original_soft_ce
+    per_class = kind in ("mse", "bce") or original_soft_ce
     return losses.sum() / (counts.examples * classes if per_class else counts.examples)
 
 
@@ -160,22 +164,49 @@ def gold_loss(
     batch: Batch,
     counts: LossCounts,
     *,
-    regression: bool,
+    kind: str = "ce",
     on_augmented: bool = False,
 ) -> Tensor:
-    """Return cross-entropy, or the squared error of a regression, against gold labels.
+    """Return the loss against gold labels.
 
     Args:
         student: logits, (B, C).
         teacher: not read; the labels are the batch's.
+        kind: "ce", cross-entropy; "bce", binary cross-entropy, mean over labels that are 0 or 1
+            each; "mse", the squared error of a regression.
         on_augmented: augmented rows count too, whose labels were only copied. Where they do not,
             they are still in the denominator.
     """
     logits = student.float()
-    if regression:
+    if kind == "mse":
         losses = (logits[:, 0] - batch.labels).square()
+    elif kind == "bce":
+        losses = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none").mean(-1)
     else:
         losses = F.cross_entropy(logits, batch.labels.long(), reduction="none")
     if batch.flags is not None and not on_augmented:
         losses = losses * (batch.flags == 0)
     return losses.sum() / counts.examples
+
+
+def over_tagged_tokens(
+    loss: Callable[..., Tensor],
+    student: Tensor,
+    teacher: Tensor | None,
+    batch: Batch,
+    counts: LossCounts,
+) -> Tensor:
+    """Return a loss of texts as one of tokens: mean over those that have a tag to learn.
+
+    Args:
+        student, teacher: logits, (B, T, C).
+        batch: its labels are tags (B, T), below 0 where a token has none.
+    """
+    tagged = batch.labels >= 0
+    flags = None if batch.flags is None else batch.flags[:, None].expand_as(tagged)[tagged]
+    return loss(
+        student[tagged],
+        None if teacher is None else teacher[tagged],
+        batch._replace(labels=batch.labels[tagged], flags=flags),
+        counts._replace(examples=counts.tagged),
+    )

@@ -25,6 +25,8 @@ class Objective:
         comparisons: the terms, each at the layers where it compares.
         teacher: frozen; None where its logits are there already or nothing is asked of it.
         teacher_logits: of the whole training set, (N, C), on the device of the run.
+        token_offsets: (N,), where the tokens of an example begin among `teacher_logits`, which then
+            are those of each token.
         classifiers: both models have a classifier, which runs only where a term reads its logits.
         pad_to: the length of all batches, where padding counts; None where it does not.
     """
@@ -32,6 +34,7 @@ class Objective:
     comparisons: tuple[Comparison, ...]
     teacher: nn.Module | None = None
     teacher_logits: Tensor | None = None
+    token_offsets: Tensor | None = None
     classifiers: bool = True
     pad_to: int | None = None
 
@@ -72,7 +75,7 @@ class Objective:
 
     def _ask_teacher(self, batch: Batch, runtime: Runtime) -> BertOutput:
         if self.teacher_logits is not None:
-            return BertOutput(logits=self.teacher_logits[batch.indices])
+            return BertOutput(logits=self._stored_logits(batch))
         if self.teacher is None:
             return BertOutput()
         options = self.forward_options("teacher_layer")
@@ -80,6 +83,14 @@ class Objective:
         with runtime.autocast() if "only_logits" in options else nullcontext():
             inputs = batch.input_ids, batch.token_type_ids, batch.attention_mask
             return self.teacher(*inputs, **options)
+
+    def _stored_logits(self, batch: Batch) -> Tensor:
+        """Return (B, C), or (B, T, C) of each token; that of padding is any other's."""
+        if self.token_offsets is None:
+            return self.teacher_logits[batch.indices]
+        places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+        places = self.token_offsets[batch.indices][:, None] + places
+        return self.teacher_logits[places.clamp(max=len(self.teacher_logits) - 1)]
 
     def forward_options(self, side: str) -> dict[str, Any]:
         """Return what a forward pass is asked for: what the terms read, and nothing more.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from transformer.files import UserError, atomic_write, file_lock
-from transformer.modeling import TinyBertForSequenceClassification
+from transformer.modeling import TinyBertForPreTraining
 from transformer.runtime.progress import Progress
 from transformer.runtime.ranks import Runtime
 from transformer.training.inference import predict_logits
@@ -22,13 +22,15 @@ LOGITS_BLOCK = 16384
 
 
 def teacher_logits(
-    teacher: TinyBertForSequenceClassification,
+    teacher: TinyBertForPreTraining,
     dataset: PackedDataset,
     directory: Path,
     batch_size: int,
     runtime: Runtime,
 ) -> torch.Tensor:
     """Return the teacher's logits of every row, (N, C) float32; on a CPU they stay on the disk.
+
+    Those of a teacher that answers for each token have one row a token.
 
     They are computed once and kept under a name made from the teacher's weights, its precision and
     the data. An interrupted computation goes on where it was.
@@ -42,13 +44,13 @@ def teacher_logits(
             _write_logits(teacher, dataset, path, batch_size, runtime)
     # subtle: "c" lets torch take the mapped array as its own; nothing is written to the file.
     logits = np.load(path, mmap_mode="c")
-    if logits.shape != (len(dataset), teacher.config.num_labels):
+    if logits.shape != _shape(teacher, dataset):
         raise UserError(f"{path} is damaged; remove it to compute it again")
     return torch.from_numpy(logits).to(runtime.device)
 
 
 def _write_logits(
-    teacher: TinyBertForSequenceClassification,
+    teacher: TinyBertForPreTraining,
     dataset: PackedDataset,
     path: Path,
     batch_size: int,
@@ -59,8 +61,7 @@ def _write_logits(
     done = len(dataset)
     if runtime.local_rank == 0:
         partial = PartialArray(
-            path.with_name(f".{path.stem}-{runtime.rank}.tmp"),
-            (len(dataset), teacher.config.num_labels),
+            path.with_name(f".{path.stem}-{runtime.rank}.tmp"), _shape(teacher, dataset)
         )
         rows, done = partial.rows, partial.done
     done = min(runtime.gather_objects(done))
@@ -78,11 +79,17 @@ def _write_logits(
                 teacher, dataset, batch_size, runtime, part=part, progress=progress
             )
             if partial is not None:
-                rows[start:stop] = block
+                first, last = dataset.offsets[[start, stop]] if teacher.per_token else part
+                rows[first:last] = block
                 partial.mark(stop)
     if partial is not None:
         partial.finish(path)
     runtime.barrier()
+
+
+def _shape(teacher: TinyBertForPreTraining, dataset: PackedDataset) -> tuple[int, int]:
+    """Return the shape of the logits of all rows, or of all their tokens."""
+    return (dataset.tokens if teacher.per_token else len(dataset)), teacher.num_outputs
 
 
 class PartialArray:
@@ -108,9 +115,7 @@ class PartialArray:
         self.progress_file.unlink(missing_ok=True)
 
 
-def _logits_key(
-    teacher: TinyBertForSequenceClassification, dataset: PackedDataset, runtime: Runtime
-) -> str:
+def _logits_key(teacher: TinyBertForPreTraining, dataset: PackedDataset, runtime: Runtime) -> str:
     """Return a digest of what the logits depend on."""
     digest = hashlib.sha256()
     for name, tensor in sorted(teacher.state_dict().items()):

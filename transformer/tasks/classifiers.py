@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from transformer import modeling
 from transformer.checkpoint.directory import Checkpoint
 from transformer.configuration import BertConfig
 from transformer.files import UserError
-from transformer.modeling import TinyBertForSequenceClassification
-from transformer.tasks.kinds import CLASSIFICATION
+from transformer.modeling import TinyBertForPreTraining, TinyBertForSequenceClassification
+from transformer.tasks.kinds import CLASSIFICATION, MULTI_LABEL
 from transformer.tasks.table import Task
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def likely_label_order(logits: np.ndarray, labels: np.ndarray, task: Task) -> li
 
 def load_classifier(
     checkpoint: Checkpoint, task: Task, whose: str, *, need_classifier: bool, **changes: Any
-) -> TinyBertForSequenceClassification:
+) -> TinyBertForPreTraining:
     """Load a model for the task, its outputs in the order of the task's labels.
 
     Without `need_classifier`, a classifier that is missing or belongs to other labels begins anew,
@@ -112,10 +113,10 @@ def load_classifier(
     changes = _classifier_changes(checkpoint, task, changes)
     if checkpoint.files is None and not need_classifier:
         logger.warning("%s: no weights there, so %s begins with random ones", checkpoint, whose)
-        return TinyBertForSequenceClassification.from_scratch(checkpoint.config, **changes)
+        return head_class(task).from_scratch(checkpoint.config, **changes)
     model, report = checkpoint.load(
-        TinyBertForSequenceClassification,
-        require=_needed_groups(need_classifier),
+        head_class(task),
+        require=task.kind.parts if need_classifier else ("encoder",),
         config_changes=changes,
     )
     report.log()
@@ -136,12 +137,28 @@ def check_classifier(
     if checkpoint.files is None and not need_classifier:
         return
     checkpoint.check(
-        TinyBertForSequenceClassification,
-        require=_needed_groups(need_classifier),
+        head_class(task),
+        require=task.kind.parts if need_classifier else ("encoder",),
         config_changes=changes,
     )
     if need_classifier:
+        _check_problem_type(checkpoint.config, task, f"{whose} {checkpoint}")
         label_order(_label_names(checkpoint.config), task, f"{whose} {checkpoint}")
+
+
+def _check_problem_type(config: BertConfig, task: Task, whose: str) -> None:
+    """Refuse a model whose labels exclude each other where the task's do not, or the reverse."""
+    theirs = config.problem_type == MULTI_LABEL.problem_type
+    if theirs and task.kind is not MULTI_LABEL:
+        raise UserError(
+            f"{whose} answers each label by itself (problem_type {config.problem_type}); give "
+            f"--multi_label, {task.name} is a {task.kind.name} task"
+        )
+    if task.kind is MULTI_LABEL and config.problem_type and not theirs:
+        raise UserError(
+            f"{whose} gives one label a text (problem_type {config.problem_type}), but "
+            "--multi_label is given; make a teacher of several labels by --finetune --multi_label"
+        )
 
 
 def _classifier_changes(
@@ -152,9 +169,9 @@ def _classifier_changes(
     return changes if has_classifier else {**task.kind.config(task), **changes}
 
 
-def _needed_groups(need_classifier: bool) -> tuple[str, ...]:
-    """Return which parts a model must hold weights of."""
-    return ("encoder", "pooler", "classifier") if need_classifier else ("encoder",)
+def head_class(task: Task) -> type[TinyBertForPreTraining]:
+    """Return the class of models of the task's kind."""
+    return getattr(modeling, task.kind.head)
 
 
 def _label_names(config: BertConfig) -> list[str]:

@@ -26,6 +26,7 @@ from transformer.tasks.job import (
     shared_tokenizer,
     token_cache,
 )
+from transformer.tasks.kinds import TOKEN_LABELS
 from transformer.tasks.onnx_export import export_onnx
 from transformer.tasks.options import prediction_file, stage_of, trains, with_defaults
 from transformer.tasks.results import (
@@ -34,6 +35,7 @@ from transformer.tasks.results import (
     write_dev_results,
     write_predictions,
 )
+from transformer.tasks.sentences import SentenceReader, write_tags
 from transformer.tasks.table import Source, Task
 from transformer.tasks.token_cache import TokenCache
 from transformer.training.inference import predict_logits
@@ -130,12 +132,18 @@ def _predict_file(delivery: Delivery, path: Path, source: Source) -> None:
     logits = predict_logits(delivery.model, dataset, args.eval_batch_size, delivery.runtime)
     if not delivery.runtime.is_main:
         return
+    target = prediction_file(args.output_dir, source)
+    if task.kind is TOKEN_LABELS:
+        logits, labels = task.kind.answers(dataset, logits)
+        tags, _ = task.kind.compare(task, logits, labels)
+        write_tags(target, SentenceReader(path, task, need_tags=False, errors=args.errors), tags)
+        logger.info("%s: the tags of %d sentences", target, len(tags))
+        return
     reader = RowReader(*(path, task, source), need_label=False, keep_all=True, errors=args.errors)
     indices = [
         str(number) if reader.index_key is None else row.cells[reader.index_key]
         for number, row in enumerate(reader)
     ]
-    target = prediction_file(args.output_dir, source)
     write_predictions(target, indices, task.kind.cells(task, logits))
     logger.info("%s: %d predictions", target, len(indices))
 

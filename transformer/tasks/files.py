@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from transformer.files import UserError
+from transformer.tasks.sentences import with_tags
 from transformer.tasks.table import Source, Task
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,7 @@ def find_file(data_dir: str | Path, source: Source, *, suffix: str = "") -> Path
     if name.suffix:
         candidates = [name.with_name(name.stem + suffix + name.suffix)]
     else:
-        known = (".tsv", ".csv", ".jsonl", ".json")
-        candidates = [name.with_name(name.name + suffix + extension) for extension in known]
+        candidates = [name.with_name(name.name + suffix + ending) for ending in source.endings]
     # A file of another directory may also lie in this one. ".." is taken off by name, so that a
     # task directory that is a link has its sisters beside it.
     candidates = [Path(data_dir) / path.name for path in candidates] + candidates
@@ -90,7 +90,7 @@ def require_file(data_dir: str | Path, source: Source, purpose: str) -> Path:
     """Return the path of a task's file; UserError names what was looked for."""
     path = find_file(data_dir, source)
     if path is None:
-        name = source.file if Path(source.file).suffix else source.file + ".tsv/.csv/.jsonl/.json"
+        name = source.file if Path(source.file).suffix else source.file + "/".join(source.endings)
         raise UserError(f"{Path(data_dir) / name}: no such file, needed for {purpose}")
     return path
 
@@ -131,6 +131,7 @@ class RowReader:
         self.has_header = source.header and self.format != "json"
         self._errors = {"skip": "ignore"}.get(errors, errors)
         self._known_labels = frozenset(task.labels or ())
+        self._kind = task.kind
         _check_first_bytes(self.path)
         wanted = (*task.text, task.label) if need_label else task.text
         self.delimiter = self._find_delimiter(wanted) if self.format == "csv" else "\t"
@@ -242,7 +243,7 @@ class RowReader:
             return LONG
         if not any(text.strip() for text in self.texts(cells)):
             return NO_TEXT
-        if self.label_key is None:
+        if self.label_key is None or self._kind.may_be_unlabelled:
             return ""
         label = self.label(cells)
         if label.casefold() in NO_LABEL and label not in self._known_labels:
@@ -251,8 +252,11 @@ class RowReader:
 
     def _check_types(self, row: Row) -> None:
         for key in self.text_keys if self.label_key is None else (*self.text_keys, self.label_key):
-            if isinstance(row.cells[key], list | dict):
-                kind = "a list" if isinstance(row.cells[key], list) else "an object"
+            is_list = isinstance(row.cells[key], list)
+            if is_list and key == self.label_key and self._kind.may_be_unlabelled:
+                continue
+            if is_list or isinstance(row.cells[key], dict):
+                kind = "a list" if is_list else "an object"
                 raise UserError(
                     f"{self.path}, line {row.line}: {key!r} is {kind}; a text or number is needed"
                 )
@@ -509,8 +513,12 @@ def with_labels(task: Task, data_dir: str | Path, errors: str = "strict") -> Tas
     if task.labels or not task.kind.names_labels:
         return task
     path = require_file(data_dir, task.train, "finding the labels (or give them by --labels)")
+    if task.kind.reads == "sentences":
+        dev = find_file(data_dir, task.dev[0])
+        return with_tags(task, [path] if dev is None else [path, dev], errors)
     reader = RowReader(path, task, task.train, errors=errors)
-    counts = Counter(reader.label(row.cells) for row in reader)
+    split = task.kind.split
+    counts = Counter(label for row in reader for label in split(reader.label(row.cells)))
     if len(counts) < 2:
         left_out = sum(held.rows for held in reader.left_out.values())
         why = f" ({left_out:,} of {reader.rows_read:,} rows cannot be used)" if left_out else ""

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from transformer.checkpoint.directory import Checkpoint
@@ -159,23 +160,28 @@ def _objective(
     if args.num_train_epochs * len(args.seed) <= 1:
         return Objective(comparisons, teacher)
     logits = teacher_logits(teacher, train_set, directory, args.eval_batch_size, runtime)
-    return Objective(comparisons, teacher_logits=logits)
+    offsets = torch.from_numpy(train_set.offsets[:-1].copy()) if teacher.per_token else None
+    if offsets is not None:
+        offsets = offsets.to(runtime.device)
+    return Objective(comparisons, teacher_logits=logits, token_offsets=offsets)
 
 
 def _compare_logits(args: argparse.Namespace, task: Task) -> tuple[Comparison, ...]:
     """Return the terms of fine-tuning and of prediction distillation (equation 10)."""
-    gold = partial(gold_loss, regression=task.regression)
+    kind = task.kind
+    gold = partial(gold_loss, kind=kind.gold)
     if not needs_teacher(args):
-        return (Comparison(Term("prediction_gold", "logits", partial(gold, on_augmented=True))),)
+        gold = kind.over_answers(partial(gold, on_augmented=True))
+        return (Comparison(Term("prediction_gold", "logits", gold)),)
     loss = partial(
         prediction_loss,
-        kind="mse" if task.regression else args.prediction_loss,
-        temperature=1.0 if task.regression else args.temperature,
+        kind=kind.taught_by or args.prediction_loss,
+        temperature=1.0 if kind.taught_by == "mse" else args.temperature,
         original_soft_ce=args.original_soft_ce,
     )
-    compared = [Comparison(Term("prediction", "logits", loss))]
+    compared = [Comparison(Term("prediction", "logits", kind.over_answers(loss)))]
     if args.hard_label_weight:
-        gold = partial(gold, on_augmented=args.hard_labels_on_augmented)
+        gold = kind.over_answers(partial(gold, on_augmented=args.hard_labels_on_augmented))
         term = Term("prediction_gold", "logits", gold, weight=args.hard_label_weight)
         compared.append(Comparison(term))
     return tuple(compared)
@@ -190,7 +196,7 @@ def _check_models(
     if teacher is not None:
         check_task_fits(task, args.max_seq_length, teacher.config, "the teacher")
         if needs_teacher(args):
-            _check_fine_tuned(teacher)
+            _check_fine_tuned(teacher, task)
         check_classifier(teacher, task, "the teacher", need_classifier=True)
         if args.init_from_teacher:
             plan_copies(args.init_from_teacher, student.config, teacher.config)
@@ -202,12 +208,13 @@ def _check_models(
     return changes, comparisons or _compare_logits(args, task)
 
 
-def _check_fine_tuned(teacher: Checkpoint) -> None:
-    """Refuse a teacher that learned no task, by the names of its tensors."""
-    if teacher.files is not None and not {"pooler", "classifier"} <= teacher.groups:
+def _check_fine_tuned(teacher: Checkpoint, task: Task) -> None:
+    """Refuse a teacher that learned no task of this kind, by the names of its tensors."""
+    lacking = [part for part in task.kind.parts[1:] if part not in teacher.groups]
+    if teacher.files is not None and lacking:
         raise UserError(
-            f"the teacher {teacher} has no classifier or no pooler: it was not fine-tuned on a "
-            "task. --finetune makes a teacher of a BERT model"
+            f"the teacher {teacher} has no {' and no '.join(reversed(lacking))}: it was not "
+            f"fine-tuned on a {task.kind.name} task. --finetune makes a teacher of a BERT model"
         )
 
 
@@ -228,7 +235,8 @@ def inspect_teacher(
 ) -> Results:
     """Return the teacher's dev scores, said before anything is learnt from it, with doubts."""
     dataset = dev_sets[0].dataset
-    logits, labels = predict_logits(teacher, dataset, batch_size, runtime), dataset.labels[:]
+    logits = predict_logits(teacher, dataset, batch_size, runtime)
+    logits, labels = task.kind.answers(dataset, logits)
     results = score(task, logits, labels)
     results |= evaluate(teacher, task, dev_sets[1:], batch_size, runtime)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in results.items())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -72,9 +74,91 @@ def _mean(*metrics: Callable[..., float]) -> Callable[..., float]:
     return lambda *arrays: sum(metric(*arrays) for metric in metrics) / len(metrics)
 
 
-# Each function takes predictions (N,) and labels (N,): label numbers, for a regression floats. The
-# second entry says whether a higher value is the better one.
-METRICS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], bool]] = {
+def multi_label_f1(average: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    """Return the F1 of labels that are questions by themselves: "micro" or "macro" over labels."""
+
+    def metric(predictions: np.ndarray, labels: np.ndarray) -> float:
+        from sklearn.metrics import f1_score
+
+        return float(f1_score(labels, predictions, average=average, zero_division=0))
+
+    return metric
+
+
+def exact_labels(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of texts whose labels are all right."""
+    return float(np.mean((predictions == labels).all(1)))
+
+
+# ------------------------------------------------------------------------------------- entities
+
+# How a tag begins: at the first word of an entity, within, at its last, or both first and last.
+# BIO and IOB1 have B and I; IOBES adds E and S, BILOU calls them L and U.
+PREFIXES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}
+
+Tags = Sequence[Sequence[str]]  # of the words of each sentence
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Return the entities of a sentence: type, first word and last.
+
+    As the evaluation of CoNLL-2000 reads tags, in any of the schemes: an entity goes on where I or
+    E follows B or I of the same type, and ends otherwise; whatever tag comes next begins another.
+
+    >>> sorted(entities(["I-PER", "I-PER", "I-LOC", "O", "B-LOC", "B-LOC"]))
+    [('LOC', 2, 2), ('LOC', 4, 4), ('LOC', 5, 5), ('PER', 0, 1)]
+    """
+    found: set[tuple[str, int, int]] = set()
+    before, before_type, begin = "O", "", 0
+    for place, tag in enumerate([*tags, "O"]):
+        letter, _, name = tag.partition("-")
+        prefix, name = PREFIXES.get(letter, "O"), name or "_"
+        goes_on = before in ("B", "I") and prefix in ("I", "E") and name == before_type
+        if not goes_on:
+            if before != "O":
+                found.add((before_type, begin, place - 1))
+            begin = place
+        before, before_type = prefix, name
+    return found
+
+
+def entity_scores(predictions: Tags, labels: Tags) -> dict[str, tuple[float, float, float]]:
+    """Return precision, recall and F1 of the entities of each type, and of all under ""."""
+    right, guessed, there = Counter(), Counter(), Counter()
+    for ours, theirs in zip(predictions, labels, strict=True):
+        found, wanted = entities(ours), entities(theirs)
+        for counts, some in ((right, found & wanted), (guessed, found), (there, wanted)):
+            counts.update(name for name, _, _ in some)
+            counts[""] += len(some)
+    return {
+        name: (
+            right[name] / max(guessed[name], 1),
+            right[name] / max(there[name], 1),
+            2 * right[name] / max(guessed[name] + there[name], 1),
+        )
+        for name in sorted(guessed | there | Counter({"": 1}))
+    }
+
+
+def _entity_score(place: int) -> Callable[[Tags, Tags], float]:
+    """Return the metric that is one of precision, recall and F1 of all entities."""
+    return lambda predictions, labels: entity_scores(predictions, labels)[""][place]
+
+
+def word_accuracy(predictions: Tags, labels: Tags) -> float:
+    """Return the share of words whose tag is right."""
+    pairs = [
+        ours == theirs
+        for sentence, wanted in zip(predictions, labels, strict=True)
+        for ours, theirs in zip(sentence, wanted, strict=True)
+    ]
+    return sum(pairs) / max(len(pairs), 1)
+
+
+# Each function takes predictions and labels as the kind of the task compares them: numbers of
+# labels (N,), for a regression floats, for several labels a text 0 and 1 (N, C), for tags the tags
+# of each sentence. The second entry says whether a higher value is the better one.
+METRICS: dict[str, tuple[Callable[[Any, Any], float], bool]] = {
     "acc": (accuracy, True),
     "f1": (f1, True),
     "acc_and_f1": (_mean(accuracy, f1), True),
@@ -84,16 +168,24 @@ METRICS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], bool]] = {
     "spearmanr": (spearman, True),
     "corr": (_mean(pearson, spearman), True),
     "mse": (mean_squared_error, False),
+    "micro_f1": (multi_label_f1("micro"), True),
+    "label_macro_f1": (multi_label_f1("macro"), True),
+    "exact_labels": (exact_labels, True),
+    "entity_precision": (_entity_score(0), True),
+    "entity_recall": (_entity_score(1), True),
+    "entity_f1": (_entity_score(2), True),
+    "word_acc": (word_accuracy, True),
 }
 
 
 def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> Results:
-    """Return the task's metrics of logits (N, C) against labels (N,).
+    """Return the task's metrics of logits (N, C) against labels (N, ...).
 
     F1 is that of the task's second label, `corr` the mean of Pearson and Spearman.
     """
-    predictions, truth = task.kind.predictions(logits), task.kind.truth(labels)
-    return {name: METRICS[name][0](predictions, truth) for name in task.metrics}
+    predictions, truth = task.kind.compare(task, logits, labels)
+    results = {name: METRICS[name][0](predictions, truth) for name in task.metrics}
+    return results | task.kind.details(predictions, truth)
 
 
 def is_better(score: float, best: float, metric: str) -> bool:
@@ -110,8 +202,8 @@ def worst_score(metric: str) -> float:
 def chance_score(task: Task, labels: np.ndarray) -> float:
     """Return what the best constant answer scores in the task's best metric, on these labels."""
     metric, higher_is_better = METRICS[task.best_metric]
-    truth = task.kind.truth(labels)
-    scores = [metric(guess, truth) for guess in task.kind.constant_predictions(task, labels)]
+    constants = task.kind.constant_logits(task, labels)
+    scores = [metric(*task.kind.compare(task, logits, labels)) for logits in constants]
     # A constant is correlated with nothing.
     scores = [0.0 if math.isnan(score) else score for score in scores]
     return max(scores) if higher_is_better else min(scores)

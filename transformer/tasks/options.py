@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from transformer.files import EnvironmentFault, UserError
 from transformer.tasks.files import find_file, require_file
+from transformer.tasks.kinds import TOKEN_LABELS
 from transformer.tasks.table import Source, Task, resolve_task
 from transformer.tasks.token_cache import file_name
 from transformer.training.options import check_training_arguments
@@ -78,8 +79,9 @@ def _check_deliveries(args: argparse.Namespace, task: Task) -> None:
     if args.do_eval or args.benchmark:
         require_file(args.data_dir, task.dev[0], "the evaluation")
     if args.do_predict:
+        kind = TAGS if task.kind is TOKEN_LABELS else PREDICTIONS
         for source in task.test:
-            _check_target("--do_predict", prediction_file(args.output_dir, source), PREDICTIONS)
+            _check_target("--do_predict", prediction_file(args.output_dir, source), kind)
     if args.export_onnx:
         _check_target("--export_onnx", args.export_onnx, ONNX_GRAPH)
         if find_spec("onnx") is None:
@@ -94,6 +96,9 @@ class Kind(NamedTuple):
 
 
 PREDICTIONS = Kind("predictions of this script", rb"index\tprediction\n")
+
+# A word and its tag; see `write_tags`.
+TAGS = Kind("predicted tags", rb"[^\t\n]*\t[^\t\n]+\n")
 
 # A field with the version, then one with the exporter's name.
 ONNX_GRAPH = Kind("an ONNX graph", rb"\x08.\x12.[ -~]+")

@@ -42,7 +42,7 @@ def evaluate(
     results: Results = {}
     for dev in dev_sets:
         logits = predict_logits(model, dev.dataset, batch_size, runtime)
-        found = score(task, logits, np.asarray(dev.dataset.labels))
+        found = score(task, *task.kind.answers(dev.dataset, logits))
         results |= {key + dev.suffix.lower(): value for key, value in found.items()}
     return results
 

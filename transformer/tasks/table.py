@@ -6,7 +6,14 @@ import argparse
 from dataclasses import dataclass, replace
 
 from transformer.files import UserError
-from transformer.tasks.kinds import CLASSIFICATION, REGRESSION, Kind, check_labels_flag
+from transformer.tasks.kinds import (
+    CLASSIFICATION,
+    MULTI_LABEL,
+    REGRESSION,
+    TOKEN_LABELS,
+    Kind,
+    check_labels_flag,
+)
 
 
 @dataclass(frozen=True)
@@ -14,9 +21,10 @@ class Source:
     """One file of a task.
 
     Args:
-        file: name under the data directory; without extension, the first of .tsv .csv .jsonl .json.
+        file: name under the data directory.
         columns: the official header; used by position where a file calls its columns otherwise.
         header: False where the first line is already a row.
+        endings: of files that are looked for where `file` has none.
         name: what tells it from its sisters: "-MM" for MNLI's second dev set (the suffix of its
             result directory), the name of the leaderboard's file for a test set.
     """
@@ -25,6 +33,7 @@ class Source:
     columns: tuple[str, ...] = ()
     header: bool = True
     name: str = ""
+    endings: tuple[str, ...] = (".tsv", ".csv", ".jsonl", ".json")
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,6 @@ class Task:
     def num_labels(self) -> int:
         """Return the width of the classifier."""
         return len(self.kind.output_names(self))
-
-    @property
-    def regression(self) -> bool:
-        """Say whether the task is to predict a number."""
-        return self.kind is REGRESSION
 
     @property
     def directory(self) -> str:
@@ -97,6 +101,8 @@ _QNLI = ("index", "question", "sentence", "label")
 _PAIR = ("index", "sentence1", "sentence2", "label")
 
 _COLA = ("source", "label", "mark", "sentence")
+
+_SENTENCES = (".txt", ".conll", ".bio", ".tsv", ".jsonl", ".json")
 
 # The aliases are what Hugging Face's copies of the data sets call the labels, and many checkpoints.
 _ROWS = (
@@ -221,6 +227,18 @@ _ROWS = (
         aliases=("not_entailment", "entailment"),
         augmentations=30,
     ),
+    Task(
+        name="NER",
+        kind=TOKEN_LABELS,
+        text=("0",),
+        label="-1",
+        train=Source("train", endings=_SENTENCES),
+        dev=(Source("dev", endings=_SENTENCES),),
+        test=(Source("test", name="NER", endings=_SENTENCES),),
+        metrics=TOKEN_LABELS.metrics,
+        best_metric="entity_f1",
+        epochs=10.0,
+    ),
 )
 
 
@@ -263,6 +281,11 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         help="all labels; else found in the training file",
     )
     add("--regression", action="store_true", help="labels are numbers to predict")
+    add(
+        "--multi_label",
+        action="store_true",
+        help="a row may have several labels, or none: a JSON list, or names with , ; or | between",
+    )
     add(
         "--best_metric",
         help="the metric that chooses the best model, such as acc, macro_f1, corr",
@@ -321,7 +344,7 @@ def _own_task(args: argparse.Namespace) -> Task:
         )
     if not args.label_column:
         raise UserError(f"--label_column: name the column of {args.task_name}'s labels")
-    kind = REGRESSION if args.regression else CLASSIFICATION
+    kind = REGRESSION if args.regression else MULTI_LABEL if args.multi_label else CLASSIFICATION
     return Task(
         args.task_name,
         text=(),
@@ -354,6 +377,8 @@ def _check_labels(task: Task, args: argparse.Namespace) -> None:
         raise UserError(f"--label_column: {task.label!r} is one of --text_columns")
     if args.regression and task.kind is not REGRESSION:
         raise UserError(f"--regression: {task.name} is a {task.kind.name} task")
+    if args.multi_label and task.kind is not MULTI_LABEL:
+        raise UserError(f"--multi_label: {task.name} is a {task.kind.name} task")
     if args.labels:
         check_labels_flag(task.kind, args.labels)
 

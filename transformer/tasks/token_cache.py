@@ -13,13 +13,13 @@ import logging
 import re
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from transformer.files import UserError, file_lock
 from transformer.runtime.parallel import ordered_map
 from transformer.runtime.progress import Progress
 from transformer.tasks.files import BLANK, LabelReader, RowReader
+from transformer.tasks.sentences import SentenceInput
 from transformer.tasks.table import Source, Task
 from transformer.tokenization import BertTokenizer
 from transformer.training.packed import PackedDataset, PackedWriter, remove_leftovers
@@ -98,11 +99,82 @@ def pack_texts(tokenizer: BertTokenizer, limit: int, texts: list[Texts]) -> Pack
 
 
 class Chunk(NamedTuple):
-    """Some rows on their way: texts, and the labels and flags that stay with the reader."""
+    """Some texts on their way: what travels to the workers, and the columns that wait here."""
 
-    texts: list[Texts]
-    labels: list[float]
-    flags: list[int]
+    items: list[Any]
+    columns: dict[str, np.ndarray]
+
+
+class RowInput:
+    """A file of rows, one text or pair each, as it is tokenised. `SentenceInput` is its sister.
+
+    Args:
+        labelled: read labels; without them (a test set) every row is kept, filled where needed.
+    """
+
+    unit = "rows"
+
+    def __init__(self, path: Path, task: Task, source: Source, *, labelled: bool, errors: str):
+        self.task = task
+        self.reader = RowReader(
+            *(path, task, source), need_label=labelled, keep_all=not labelled, errors=errors
+        )
+        width = task.num_labels if task.kind.may_be_unlabelled else 1
+        self.columns: dict[str, Any] = {"labels": width if labelled else 0}
+
+    @property
+    def facts(self) -> tuple[object, ...]:
+        """Return what decides, beside the content of the file, which rows it has."""
+        reader = self.reader
+        return (reader.text_keys, reader.label_key, reader.has_header, reader.keep_all)
+
+    @property
+    def delimiter(self) -> str:
+        """Return what separates cells."""
+        return self.reader.delimiter
+
+    def hashes(self) -> Iterator[int]:
+        """Yield a hash of the text of every row."""
+        return (_row_hash(self.reader.texts(row.cells)) for row in self.reader)
+
+    def chunks(self, known: set[int] | None) -> Iterator[Chunk]:
+        """Yield the rows, flagged unless the hash of their texts is among the `known` ones."""
+        reader, read_label = self.reader, LabelReader.of(self.task)
+        rows = iter(reader)
+        while batch := list(islice(rows, CHUNK_ROWS)):
+            texts = [reader.texts(row.cells) for row in batch]
+            columns = {}
+            if reader.label_key is not None:
+                labels = [read_label(reader.label(r.cells), reader.path, r.line) for r in batch]
+                columns["labels"] = np.array(labels, np.float32)
+            if known is not None:
+                flags = [int(_row_hash(row_texts) not in known) for row_texts in texts]
+                columns["flags"] = np.array(flags, np.uint8)
+            yield Chunk(texts, columns)
+
+    def packer(self, tokenizer: BertTokenizer, limit: int) -> Callable[[list[Any]], Packed]:
+        """Return the function that tokenises the items of a chunk."""
+        return partial(pack_texts, tokenizer, limit)
+
+    def add(self, writer: PackedWriter, chunk: Chunk, packed: Packed) -> None:
+        """Write what became of a chunk."""
+        writer.add_packed(
+            np.frombuffer(packed.ids, np.int32),
+            np.frombuffer(packed.lengths, np.int32),
+            np.frombuffer(packed.first_lengths, np.int32),
+            **chunk.columns,
+        )
+
+    def reading(self, allow_short: bool) -> str:
+        """Say what was used and what was left out; UserError if that is too much."""
+        reading = self.reader.check_left_out(allow_short)
+        return _filled(self.reader) if self.reader.keep_all else reading
+
+
+# What a kind of task reads (`Kind.reads`).
+INPUTS = {"rows": RowInput, "sentences": SentenceInput}
+
+Input = RowInput | SentenceInput
 
 
 @dataclass(frozen=True)
@@ -144,15 +216,16 @@ class TokenCache:
         Raises:
             UserError: what `RowReader` and `LabelReader` raise, or no row at all.
         """
-        reader = RowReader(
-            *(path, task, source), need_label=labelled, keep_all=not labelled, errors=self.errors
-        )
+        kind = INPUTS[task.kind.reads]
+        data = kind(path, task, source, labelled=labelled, errors=self.errors)
         known = None
         if is_augmented:
             known = set()
             if originals is not None:
-                known = _row_hashes(RowReader(originals, task, task.train, errors=self.errors))
-        key = self._key(reader, task, known)
+                known.update(
+                    kind(originals, task, task.train, labelled=True, errors=self.errors).hashes()
+                )
+        key = self._key(path, data, task, known)
         store = self.directory / f"{file_name(task.name)}-{path.stem}-{key}"
         # A store that is there is whole; who only reads needs no permission for its lock.
         if not (store / "meta.json").is_file():
@@ -160,54 +233,47 @@ class TokenCache:
             remove_leftovers(self.directory, _lock_of)
             with file_lock(_lock_of(store), f"tokenising {path}"):
                 if not (store / "meta.json").is_file():
-                    self._write(store, reader, task, known)
+                    self._write(path, store, data, known)
         dataset = PackedDataset.open(store)
         _report(path, task, dataset)
         return dataset
 
-    def _key(self, reader: RowReader, task: Task, known: set[int] | None) -> str:
+    def _key(self, path: Path, data: Input, task: Task, known: set[int] | None) -> str:
         """Return a digest of everything that the store depends on."""
         facts = [
             CACHE_VERSION,
-            _digest(reader.path),
+            _digest(path),
             known is not None and sorted(known),
             hashlib.sha256(json.dumps(self.tokenizer.vocab).encode()).hexdigest(),
             self.tokenizer.settings,
             self.max_seq_length,
             task.labels,
-            (reader.text_keys, reader.label_key, reader.has_header, reader.keep_all),
-            (reader.delimiter, self.errors, self.allow_short),
+            data.facts,
+            (data.delimiter, self.errors, self.allow_short),
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
-    def _write(self, store: Path, reader: RowReader, task: Task, known: set[int] | None) -> None:
-        labelled = reader.label_key is not None
+    def _write(self, path: Path, store: Path, data: Input, known: set[int] | None) -> None:
         writer = PackedWriter(
-            store, len(self.tokenizer.vocab), labels=labelled, flags=known is not None
+            store, len(self.tokenizer.vocab), flags=known is not None, **data.columns
         )
         progress = Progress(
-            None, description=f"tokenise {reader.path.name}", unit="rows", enabled=self.speak
+            None, description=f"tokenise {path.name}", unit=data.unit, enabled=self.speak
         )
         truncated = 0
         try:
             with progress:
-                for chunk, packed in self._packed(_chunks(reader, task, known)):
-                    writer.add_packed(
-                        np.frombuffer(packed.ids, np.int32),
-                        np.frombuffer(packed.lengths, np.int32),
-                        np.frombuffer(packed.first_lengths, np.int32),
-                        np.array(chunk.labels, np.float32) if labelled else None,
-                        np.array(chunk.flags, np.uint8) if known is not None else None,
-                    )
+                for chunk, packed in self._packed(data, data.chunks(known)):
+                    data.add(writer, chunk, packed)
                     truncated += packed.truncated
-                    progress.update(len(chunk.texts))
-            reading = reader.check_left_out(self.allow_short)
+                    progress.update(len(chunk.items))
+            reading = data.reading(self.allow_short)
             if writer.examples == 0:
-                raise UserError(f"{reader.path}: no rows to use: {reading}")
+                raise UserError(f"{path}: no rows to use: {reading}")
             writer.meta |= {
                 "content": store.name,
                 "max_seq_length": self.max_seq_length,
-                "reading": reading if labelled else _filled(reader),
+                "reading": reading,
                 "truncated": truncated,
             }
             writer.close()
@@ -215,21 +281,21 @@ class TokenCache:
             writer.abort()
             raise
 
-    def _packed(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Packed]]:
+    def _packed(self, data: Input, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Any]]:
         """Tokenise the chunks, in order: a few here, a long file in worker processes."""
         few = list(islice(chunks, PARALLEL_ROWS // CHUNK_ROWS + 1))
         workers = self.workers if len(few) * CHUNK_ROWS > PARALLEL_ROWS else 1
         waiting: deque[Chunk] = deque()
 
-        def texts() -> Iterator[list[Texts]]:
+        def items() -> Iterator[list[Any]]:
             # Labels and flags wait here; only texts travel to the workers.
             for some in (few, chunks):
                 for chunk in some:
                     waiting.append(chunk)
-                    yield chunk.texts
+                    yield chunk.items
 
-        function = partial(pack_texts, self.tokenizer, self.max_seq_length)
-        with closing(ordered_map(function, texts(), workers)) as packed_chunks:
+        function = data.packer(self.tokenizer, self.max_seq_length)
+        with closing(ordered_map(function, items(), workers)) as packed_chunks:
             for packed in packed_chunks:
                 yield waiting.popleft(), packed
 
@@ -238,26 +304,9 @@ def _lock_of(store: Path) -> Path:
     return store.with_name(f".{store.name}.lock")
 
 
-def _chunks(reader: RowReader, task: Task, known: set[int] | None) -> Iterator[Chunk]:
-    read_label = LabelReader.of(task)
-    rows = iter(reader)
-    while batch := list(islice(rows, CHUNK_ROWS)):
-        texts = [reader.texts(row.cells) for row in batch]
-        labels, flags = [], []
-        if reader.label_key is not None:
-            labels = [read_label(reader.label(row.cells), reader.path, row.line) for row in batch]
-        if known is not None:
-            flags = [int(_row_hash(row_texts) not in known) for row_texts in texts]
-        yield Chunk(texts, labels, flags)
-
-
 def _row_hash(texts: Texts) -> int:
     digest = hashlib.blake2b("\t".join(texts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _row_hashes(reader: RowReader) -> set[int]:
-    return {_row_hash(reader.texts(row.cells)) for row in reader}
 
 
 def _digest(path: Path) -> str:
@@ -280,8 +329,10 @@ def _report(path: Path, task: Task, dataset: PackedDataset) -> None:
     notes = [meta["reading"], f"{dataset.tokens / len(dataset):.1f} tokens on average"]
     if meta["truncated"]:
         notes.append(f"{meta['truncated']:,} cut to {meta['max_seq_length']} tokens")
-    if task.labels and dataset.labels is not None:
-        counts = np.bincount(dataset.labels[:].astype(np.int64), minlength=len(task.labels))
+    if meta.get("windows"):
+        notes.append(f"{meta['windows']:,} are windows of longer ones")
+    if task.labels and (dataset.labels is not None or meta.get("labelled")):
+        counts = task.kind.label_counts(task, dataset)
         listed = [f"{label} {count:,}" for label, count in zip(task.labels, counts, strict=True)]
         notes.append("classes: " + ", ".join(listed[:20]) + (", ..." if listed[20:] else ""))
     logger.info("%s: %s", path, "; ".join(notes))

@@ -76,7 +76,7 @@ class Batch(NamedTuple):
     input_ids: torch.Tensor  # (B, T) int64
     token_type_ids: torch.Tensor  # (B, T) int64
     attention_mask: torch.Tensor  # (B, T) bool, True at real tokens
-    labels: torch.Tensor | None  # (B,) float32
+    labels: torch.Tensor | None  # (B,) or (B, C) float32; of tags (B, T) int16, below 0 for none
     flags: torch.Tensor | None  # (B,) uint8
     indices: torch.Tensor  # (B,) int64
 
@@ -109,11 +109,16 @@ def collate(
     places = np.arange(width)
     attention_mask = places < lengths[:, None]
     token_type_ids = (places >= dataset.first_length[indices, None]) & attention_mask
+    labels = None if dataset.labels is None else dataset.labels[indices]
+    if dataset.tags is not None:
+        labels = np.full((len(rows), width), -100, np.int16)
+        for tags, target in zip(dataset.tag_rows(indices), labels, strict=True):
+            target[: len(tags)] = tags
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(token_type_ids.astype(np.int64)),
         torch.from_numpy(attention_mask),
-        None if dataset.labels is None else torch.from_numpy(dataset.labels[indices]),
+        None if labels is None else torch.from_numpy(labels),
         None if dataset.flags is None else torch.from_numpy(dataset.flags[indices]),
         torch.from_numpy(indices),
     )
@@ -250,6 +255,7 @@ class LossCounts(NamedTuple):
     examples: int
     tokens: int  # sum of lengths
     pairs: int  # sum of squared lengths: (query, key) pairs of real tokens
+    tagged: float = 0  # tokens with a tag that is learnt
 
     @classmethod
     def from_lengths(cls, lengths: Iterable[int]) -> LossCounts:

@@ -25,6 +25,8 @@ def predict_logits(
 ) -> np.ndarray:
     """Return the logits of every row, (N, C) float32, in the rows' order and on every rank.
 
+    A model that answers for each token gives one row a token, (sum of lengths, C).
+
     Each rank computes its share of length-sorted batches; no row is computed twice.
 
     Args:
@@ -33,7 +35,8 @@ def predict_logits(
     was_training = model.training
     model.eval()
     start, stop = part or (0, len(dataset))
-    width = model.config.num_labels
+    per_token = model.per_token
+    width = model.num_outputs
     indices, parts = [np.zeros(0, np.int64)], [torch.zeros(0, width, device=runtime.device)]
     batches = evaluation_batches(
         dataset,
@@ -48,14 +51,17 @@ def predict_logits(
             batch = collate(dataset, chosen, pad_token_id=model.config.pad_token_id)
             batch = batch.to(runtime.device)
             inputs = batch.input_ids, batch.token_type_ids, batch.attention_mask
-            output = model(*inputs, only_logits=True)
-            indices.append(chosen)
-            parts.append(output.logits.float())
+            logits = model(*inputs, only_logits=True).logits.float()
+            if per_token:  # (B, T, C) without the padding
+                logits = logits[batch.attention_mask]
+            indices.append(dataset.token_places(chosen) if per_token else chosen)
+            parts.append(logits)
             if progress is not None:
                 progress.update(len(chosen) * runtime.world_size)
     model.train(was_training)
     own = np.concatenate(indices), torch.cat(parts).cpu().numpy()
-    logits = np.empty((stop - start, width), np.float32)
+    first, last = dataset.offsets[[start, stop]] if per_token else (start, stop)
+    logits = np.empty((last - first, width), np.float32)
     for places, values in runtime.gather_objects(own):
-        logits[places - start] = values
+        logits[places - first] = values
     return logits

@@ -38,12 +38,14 @@ class PackedWriter:
     """Write a packed store aside; `close` gives it its name, `abort` leaves nothing.
 
     A store is a directory: `ids.bin` (all token ids in one row), `offsets.bin` (int64, N + 1),
-    `first_length.bin` (uint16, tokens in segment 0), optionally `labels.bin` (float32) and
-    `flags.bin` (uint8), and `meta.json`.
+    `first_length.bin` (uint16, tokens in segment 0), and `meta.json`; as asked for, `labels.bin`
+    (float32, one or more an example), `tags.bin` (int16, one a token), `sources.bin` (int32, the
+    text that an example is a window of) and `flags.bin` (uint8).
 
     Args:
         path: of the directory to be.
         vocab_size: decides between uint16 and int32 ids.
+        labels: how many an example has.
         meta: JSON values to keep with the store, such as the key of its sources.
     """
 
@@ -52,7 +54,9 @@ class PackedWriter:
         path: str | Path,
         vocab_size: int,
         *,
-        labels: bool = False,
+        labels: int = 0,
+        tags: bool = False,
+        sources: bool = False,
         flags: bool = False,
         meta: dict[str, Any] | None = None,
     ) -> None:
@@ -60,11 +64,13 @@ class PackedWriter:
         self.partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self.meta = dict(meta or {})
         self.ids_dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
-        self.examples = self.tokens = self.square_tokens = self.max_length = 0
+        self.examples = self.tokens = self.square_tokens = self.max_length = self.tagged = 0
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
         names = ["ids", "offsets", "first_length"]
-        names += ["labels"] * labels + ["flags"] * flags
+        names += ["labels"] * bool(labels) + ["flags"] * flags
+        names += ["tags"] * tags + ["sources"] * sources
+        self.labels = labels
         self._files = {name: (self.partial / f"{name}.bin").open("wb") for name in names}
         self._files["offsets"].write(np.zeros(1, np.int64).tobytes())
 
@@ -91,8 +97,11 @@ class PackedWriter:
         first_lengths: np.ndarray,
         labels: np.ndarray | None = None,
         flags: np.ndarray | None = None,
+        *,
+        tags: np.ndarray | None = None,
+        sources: np.ndarray | None = None,
     ) -> None:
-        """Append many examples: their ids one after another, and one number an example."""
+        """Append many examples: ids and tags one after another, the others one an example."""
         if len(lengths) == 0:
             return
         lengths = np.asarray(lengths, np.int64)
@@ -102,12 +111,15 @@ class PackedWriter:
             "first_length": np.asarray(first_lengths).astype(np.uint16),
             "labels": None if labels is None else np.asarray(labels, np.float32),
             "flags": None if flags is None else np.asarray(flags, np.uint8),
+            "tags": None if tags is None else np.asarray(tags, np.int16),
+            "sources": None if sources is None else np.asarray(sources, np.int32),
         }
         for name, file in self._files.items():
             if columns[name] is None:
                 raise ValueError(f"{self.path}: this store has {name}, but none were given")
             file.write(columns[name].tobytes())
         self.examples += len(lengths)
+        self.tagged += 0 if tags is None else int((columns["tags"] >= 0).sum())
         self.tokens += int(lengths.sum())
         self.square_tokens += int((lengths * lengths).sum())
         self.max_length = max(self.max_length, int(lengths.max()))
@@ -127,6 +139,10 @@ class PackedWriter:
             "square_tokens": self.square_tokens,
             "max_length": self.max_length,
         }
+        if self.labels > 1:
+            facts["labels_each"] = self.labels
+        if "tags" in self._files:
+            facts["tagged"] = self.tagged
         with atomic_write(self.partial / "meta.json") as file:
             json.dump({**self.meta, **facts}, file, indent=2)
         shutil.rmtree(self.path, ignore_errors=True)
@@ -152,13 +168,17 @@ class PackedDataset:
         self.square_tokens: int = meta["square_tokens"]
         self.max_length: int = meta["max_length"]
         dtypes = {"ids": meta["ids_dtype"], "offsets": "int64", "first_length": "uint16"}
-        dtypes |= {"labels": "float32", "flags": "uint8"}
+        dtypes |= {"labels": "float32", "flags": "uint8", "tags": "int16", "sources": "int32"}
+        self.tagged: int = meta.get("tagged", 0)  # tokens with a tag that is learnt
         maps = {name: _map(path / f"{name}.bin", dtypes[name]) for name in meta["columns"]}
         # Plain views: slicing a memmap object costs more than copying a row of it.
         columns = {name: array.view(np.ndarray) for name, array in maps.items()}
         self.ids, self.offsets = columns["ids"], columns["offsets"]
         self.first_length = columns["first_length"]
         self.labels, self.flags = columns.get("labels"), columns.get("flags")
+        self.tags, self.sources = columns.get("tags"), columns.get("sources")
+        if meta.get("labels_each"):
+            self.labels = self.labels.reshape(-1, meta["labels_each"])
         self._maps = [array._mmap for array in maps.values() if isinstance(array, np.memmap)]
         self._rows_read = 0
 
@@ -202,8 +222,20 @@ class PackedDataset:
     def rows(self, indices: np.ndarray) -> list[np.ndarray]:
         """Return the token ids of the examples, one array each."""
         self._count_reads(len(indices))
+        return self._slices(self.ids, indices)
+
+    def tag_rows(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Return the tags of the examples' tokens, one array each."""
+        return self._slices(self.tags, indices)
+
+    def token_places(self, indices: np.ndarray) -> np.ndarray:
+        """Return the places of the examples' tokens in an array with one row a token."""
         starts, ends = self.offsets[indices], self.offsets[indices + 1]
-        return [self.ids[start:end] for start, end in zip(starts, ends, strict=True)]
+        return np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
+
+    def _slices(self, column: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
+        starts, ends = self.offsets[indices], self.offsets[indices + 1]
+        return [column[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def _count_reads(self, count: int) -> None:
         """Give pages that were read back to the system now and then; they stay in its cache."""

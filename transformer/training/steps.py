@@ -99,7 +99,8 @@ def step_counts(dataset: PackedDataset, examples: int, world_size: int = 1) -> L
     of the corpus weighs the same, whatever batch it falls in.
     """
     share = examples / max(len(dataset), 1) / world_size
-    return LossCounts(examples / world_size, dataset.tokens * share, dataset.square_tokens * share)
+    totals = (dataset.tokens, dataset.square_tokens, dataset.tagged)
+    return LossCounts(examples / world_size, *(total * share for total in totals))
 
 
 def _cpu_pieces(tokens: float) -> int:
@@ -146,7 +147,7 @@ def _make_step_batches(
         if not len(shares[0]):
             # A last batch smaller than the number of ranks: this rank must still take part in the
             # exchange of gradients, with an example whose losses are divided by infinity.
-            shares, counts = [indices[:1]], LossCounts(math.inf, math.inf, math.inf)
+            shares, counts = [indices[:1]], LossCounts(*[math.inf] * 4)
         # Tensor cores want multiples of 8; a CPU does not care, and short sentences do.
         multiple = 8 if on_gpu else 2
         batches = [
