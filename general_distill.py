@@ -25,17 +25,25 @@ import torch
 
 from transformer.checkpoint.directory import Checkpoint, save_checkpoint
 from transformer.checkpoint.model_card import write_model_card
+from transformer.distillation.closed_form import ClosedFormReport
 from transformer.distillation.layers import (
     Comparison,
     add_distillation_arguments,
     plan_comparisons,
 )
 from transformer.distillation.objectives import Objective, mean_loss
+from transformer.distillation.start import (
+    add_start_arguments,
+    begin_from_teacher,
+    check_start_arguments,
+    describe,
+    has_teachers_shapes,
+    plan_start,
+    text_of,
+)
 from transformer.distillation.students import (
     check_vocabularies,
-    copy_layers,
     freeze_unread,
-    plan_copies,
     prepare_teacher,
     student_changes,
 )
@@ -69,6 +77,8 @@ INPUTS = ("pregenerated_data", "teacher_model", "student_model")
 HELD_OUT_SHARE = 0.01
 
 HELD_OUT_MOST = 2000
+
+START_EXAMPLES = 256  # at least so many give the loss before training
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -113,16 +123,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="begin from the weights in --student_model (a new run; --resume goes on with one)",
     )
     models.add_argument(
-        "--init_from_teacher",
-        metavar="LAYERS",
-        help="begin from copies of teacher layers: uniform, top, bottom or a list such as 2,4,6",
-    )
-    models.add_argument(
         "--do_lower_case",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="lower-case text; stored with the student. Default: what the teacher's files say",
     )
+    add_start_arguments(parser)
     add_distillation_arguments(parser)
     add_training_arguments(parser, epochs=3.0, eval_batch_size=8, eval_step=1000)
     add_runtime_arguments(parser)
@@ -134,6 +140,7 @@ def check_args(args: argparse.Namespace) -> None:
     check_training_arguments(args)
     if args.max_seq_length < 3:
         raise UserError(f"--max_seq_length {args.max_seq_length}: give 3 or more")
+    check_start_arguments(args)
     if args.continue_train and args.init_from_teacher:
         raise UserError("--continue_train and --init_from_teacher contradict each other; give one")
 
@@ -159,14 +166,14 @@ def find_models(args: argparse.Namespace) -> ModelPair:
         for name in (args.teacher_model, args.student_model)
     )
     tokenizer = check_vocabulary(student, teacher)
-    copies = bool(args.init_from_teacher)
+    copies = bool(args.init_from_teacher) and has_teachers_shapes(student.config, teacher.config)
     changes = student_changes(student.config, teacher.config, copies_layers=copies)
     student_config = student.config.changed(**changes)
     comparisons = plan_comparisons(args, student_config, teacher.config)
     if args.continue_train and student.files is None:
         raise UserError(f"--continue_train: {student} has no weights; leave the flag out")
     if args.init_from_teacher:
-        plan_copies(args.init_from_teacher, student_config, teacher.config)
+        plan_start(args.init_from_teacher, student_config, teacher.config)
     teacher.check(TinyBertForPreTraining, config_changes={"fit_size": 0})
     if args.continue_train:
         student.check(TinyBertForPreTraining, config_changes=changes)
@@ -189,9 +196,16 @@ def check_vocabulary(student: Checkpoint, teacher: Checkpoint) -> BertTokenizer:
 
 
 def load_models(
-    pair: ModelPair, args: argparse.Namespace, runtime: Runtime
-) -> tuple[TinyBertForPreTraining, Objective]:
-    """Return the student, on its device, and what it learns from the frozen teacher."""
+    pair: ModelPair, text: PackedDataset | None, args: argparse.Namespace, runtime: Runtime
+) -> tuple[TinyBertForPreTraining, Objective, ClosedFormReport | None]:
+    """Return the student, on its device, and what it learns from the frozen teacher.
+
+    Args:
+        text: to begin from the teacher on, if asked for; None where a saved state follows.
+
+    Returns:
+        also what the student keeps of its teacher, None unless it begins from it.
+    """
     teacher, loaded = pair.teacher.load(TinyBertForPreTraining, config_changes={"fit_size": 0})
     loaded.log()
     torch.manual_seed(args.seed)
@@ -201,8 +215,10 @@ def load_models(
         continued.log()
     else:
         student = TinyBertForPreTraining.from_scratch(pair.student.config, **pair.student_changes)
-    if args.init_from_teacher:
-        copy_layers(student, teacher, args.init_from_teacher)
+    report = None
+    if args.init_from_teacher and text is not None:
+        batches = text_of(args, text, pair.tokenizer)
+        report = begin_from_teacher(student, teacher, args.init_from_teacher, batches, runtime)
     objective = Objective(
         pair.comparisons,
         prepare_teacher(teacher, runtime, compiled=args.compile),
@@ -212,7 +228,7 @@ def load_models(
     freeze_unread(student, objective)
     if args.compile:
         compile_forward(student)
-    return student.to(runtime.device).train(), objective
+    return student.to(runtime.device).train(), objective, report
 
 
 # --- data --------------------------------------------------------------------------------------
@@ -288,6 +304,26 @@ def evaluate(
     return is_lowest
 
 
+def measure_start(
+    state: RunState,
+    report: ClosedFormReport,
+    objective: Objective,
+    held_out: HeldOut,
+    args: argparse.Namespace,
+    runtime: Runtime,
+) -> None:
+    """Say what the student is worth before any training."""
+    data, start = held_out
+    start = min(start, max(len(data) - START_EXAMPLES, 0))
+    losses = mean_loss(objective, state.student, data, args.eval_batch_size, runtime, start=start)
+    shares = {f"explained/{m}": share for m, share in report.explained.items()}
+    state.metrics.write(step=0, **shares, **losses)
+    state.facts["start"] = [f"loss before training {losses['eval_loss']:.4f}"]
+    logger.info("%s", state.facts["start"][0])
+    if report.explained:
+        state.facts["start"].append(describe(report))
+
+
 def publish(
     state: RunState, tokenizer: BertTokenizer, args: argparse.Namespace, *, is_best: bool
 ) -> None:
@@ -308,10 +344,13 @@ def train(
     saved = earlier_state(args, runtime, identity)
     if saved and saved["finished"]:
         return
-    student, objective = load_models(pair, args, runtime)
+    text = held_out.dataset if saved is None else None
+    student, objective, report = load_models(pair, text, args, runtime)
     directory.begin(args)
 
     state = begin_state(student, args, runtime, plan.total_steps, saved, identity)
+    if report is not None:
+        measure_start(state, report, objective, held_out, args, runtime)
     for due in training_steps(objective, plan, state, args, runtime, name="general"):
         if due.evaluate:  # once in a while: measure and publish the student
             is_best = args.do_eval and evaluate(state, objective, held_out, args, runtime)
@@ -320,7 +359,7 @@ def train(
         if due.save:  # once in a while: all that a resumed run needs
             state.save(args.output_dir, runtime)
 
-    facts = []
+    facts = list(state.facts.get("start", ()))
     if state.best_score is not None:
         facts.append(f"lowest held-out loss {state.best_score:.4f}, at step {state.best_step}")
     results = [

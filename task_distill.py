@@ -28,6 +28,7 @@ from pathlib import Path
 from transformer.checkpoint.directory import save_checkpoint
 from transformer.checkpoint.model_card import write_model_card
 from transformer.distillation.layers import add_distillation_arguments
+from transformer.distillation.start import add_start_arguments
 from transformer.file_utils import upload
 from transformer.runtime.metrics_log import sum_by_kind
 from transformer.runtime.output_dir import RunDirectory, run_directory, save_args
@@ -83,8 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hard_label_weight", type=float, default=0.0, help="add gold labels with this weight")
     add("--hard_labels_on_augmented", action="store_true", help="... on augmented rows as well")
     add_distillation_arguments(parser)
-    layers = "copy teacher layers first: uniform, top, bottom or a list such as 2,4,6"
-    parser.add_argument("--init_from_teacher", metavar="LAYERS", help=layers)
+    add_start_arguments(parser)
     add_training_arguments(parser, epochs=None, eval_step=None)
     add_runtime_arguments(parser, seed=False)
     seeds = "of order, dropout and new weights; with several, each is run and the best kept"
@@ -102,6 +102,7 @@ def evaluate_and_keep(run: Run, state: RunState, total_steps: int) -> None:
     state.metrics.write(step=state.step, **fields)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in sum_by_kind(results).items())
     logger.info("%s step %d of %d: dev %s", run.stage, state.step, total_steps, shown)
+    run.compare_with_start(state, results)
     is_last = state.step == total_steps
     keep = run.choose(state, results, is_last=is_last)
     if run.runtime.is_main and (keep or is_last):
@@ -137,12 +138,14 @@ def run_seed(run: Run, directory: RunDirectory) -> dict[str, float]:
     saved = earlier_state(args, runtime, identity)
     if saved and saved["finished"]:
         return run.stored_results()
-    student = run.load_student()
+    student, report = run.load_student(is_new=saved is None)
     begin(run, directory)
     if runtime.is_main and saved is None:  # what a former run left would pass for this one's
         shutil.rmtree(args.output_dir / "last", ignore_errors=True)
 
     state = begin_state(student, args, runtime, plan.total_steps, saved, identity)
+    if report is not None:
+        run.measure_start(state, report)
     for due in training_steps(objective, plan, state, args, runtime, name=run.stage):
         if due.evaluate:  # once in a while: the dev score, and the best student is kept
             evaluate_and_keep(run, state, plan.total_steps)
@@ -168,7 +171,8 @@ def report_result(run: Run, state: RunState) -> None:
         ("eval_results.json", "its results on the dev set"),
     ]
     title = f"{run.stage} of {task.name} is done"
-    finish_run(state, run.runtime, run.args.output_dir, title, written)
+    facts = state.facts.get("start", ())
+    finish_run(state, run.runtime, run.args.output_dir, title, written, facts)
 
 
 def begin(run: Run, directory: RunDirectory) -> None:

@@ -198,6 +198,15 @@ def test_layers_are_copied_from_the_teacher(tmp_path, command, tiny_config):
     assert torch.equal(ours[words], theirs[words])
 
 
+def test_a_narrow_student_is_computed_from_the_teacher(tmp_path, command):
+    run(command("--init_from_teacher", "2,4", "--do_eval", learning_rate=0))
+    start, *_, last = metrics_of(tmp_path / "out")
+    assert start["step"] == 0 and start["explained/0"] > 0.3
+    run(command(output_dir=tmp_path / "random", learning_rate=0))
+    begun = metrics_of(tmp_path / "out")[1]["loss"]
+    assert begun < 0.7 * metrics_of(tmp_path / "random")[0]["loss"]
+
+
 def test_terms_of_weight_zero_are_not_computed(tmp_path, command):
     run(command("--attention_weight", 0, "--embedding_weight", 0, "--layer_mapping", "top"))
     fields = metrics_of(tmp_path / "out")[-1].keys()
@@ -244,7 +253,8 @@ def test_exploding_run_stops_with_the_examples(tmp_path, command):
         ({"layer_mapping": "1,2,3"}, "3 layers are listed"),
         ({"train_batch_size": 0}, "--train_batch_size"),
         ({"num_train_epochs": -1}, "--num_train_epochs"),
-        ({"init_from_teacher": "uniform"}, "hidden_size"),
+        ({"init_from_teacher": "4,2"}, "list them in rising order"),
+        ({"init_tokens": 10}, "--init_tokens 10: give 1000 or more"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
     ],
 )

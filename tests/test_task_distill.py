@@ -271,13 +271,6 @@ def test_a_teacher_with_another_order_of_labels_teaches_the_same(
         (
             [
                 *("--student_model", "{}/general", "--teacher_model", "{}/teacher"),
-                *("--init_from_teacher", "uniform"),
-            ],
-            "hidden_size is 24 in the student and 32",
-        ),
-        (
-            [
-                *("--student_model", "{}/general", "--teacher_model", "{}/teacher"),
                 *("--layer_mapping", "1,9"),
             ],
             "teacher layers are 1 to 4",
@@ -513,6 +506,28 @@ def test_layers_copied_from_the_teacher(toy: Toy) -> None:
             ours[f"bert.encoder.layer.1.{name}"], theirs[f"bert.encoder.layer.3.{name}"]
         )
     assert toy.metrics("copied")[-1]["eval_embedding"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_narrow_student_is_computed_from_the_teacher(
+    toy: Toy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = json.loads((toy.root / "teacher" / "config.json").read_text())
+    student = toy.root / "narrow"
+    student.mkdir()
+    narrow = {"num_hidden_layers": 2, "hidden_size": 20, "intermediate_size": 40}
+    (student / "config.json").write_text(json.dumps(config | narrow))
+    flags = ["--pred_distill", "--teacher_model", toy / "teacher", "--student_model", str(student)]
+    flags += ["--init_from_teacher", "uniform", "--eval_step", "10", "--learning_rate", "1e-5"]
+    toy.run(*flags, "--output_dir", toy / "computed", epochs=0.5)
+    start = toy.metrics("computed")[0]
+    assert start["step"] == 0 and start["eval_acc"] > 0.9  # the teacher knows the task
+    assert {"explained/0", "explained/1", "explained/2"} <= start.keys()
+    assert "dev acc before training" in caplog.text
+    # What stands at the end began from there: a rate so small moves little.
+    assert toy.results("computed")["acc"] > 0.9
+    toy.run(*flags[:-2], "--learning_rate", "0.5", "--output_dir", toy / "destroyed", epochs=0.5)
+    assert "the training destroys what the student began with; lower --learning_rate" in caplog.text
 
 
 @pytest.mark.parametrize("stage", ["layers", "prediction"])

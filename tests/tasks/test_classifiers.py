@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from transformer.checkpoint.directory import Checkpoint, read_config
-from transformer.distillation.students import check_vocabularies, copy_layers, student_changes
+from transformer.distillation.start import copy_layers, plan_start
+from transformer.distillation.students import check_vocabularies, student_changes
 from transformer.files import UserError
 from transformer.modeling import BertForMaskedLM, BertModel, TinyBertForSequenceClassification
 from transformer.tasks.classifiers import (
@@ -138,7 +139,7 @@ def test_layers_are_copied(make_checkpoint: Callable[..., Path], tiny_config) ->
     kind = TinyBertForSequenceClassification
     teacher = kind.from_pretrained(make_checkpoint("teacher", kind)).eval()
     student = kind(replace(tiny_config, num_hidden_layers=2, max_position_embeddings=20)).eval()
-    copy_layers(student, teacher, "2,4")
+    copy_layers(student, teacher, plan_start("2,4", student.config, teacher.config))
     for m, g in ((0, 1), (1, 3)):
         ours, theirs = (x.bert.encoder.layer[n] for x, n in ((student, m), (teacher, g)))
         for (name, tensor), other in zip(
@@ -148,9 +149,9 @@ def test_layers_are_copied(make_checkpoint: Callable[..., Path], tiny_config) ->
     assert torch.equal(student.bert.pooler.dense.weight, teacher.bert.pooler.dense.weight)
     positions = "bert.embeddings.position_embeddings.weight"
     assert torch.equal(student.state_dict()[positions], teacher.state_dict()[positions][:20])
-    narrow = kind(replace(tiny_config, hidden_size=16))
-    with pytest.raises(UserError, match="hidden_size is 16 in the student and 32"):
-        copy_layers(narrow, teacher, "uniform")
+    other_words = replace(tiny_config, vocab_size=500)
+    with pytest.raises(UserError, match="vocab_size is 500 in the student and"):
+        plan_start("uniform", other_words, teacher.config)
 
 
 def test_vocabularies_are_compared(vocab_file: Path, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from transformer.checkpoint.directory import Checkpoint
 from transformer.distillation.layers import Comparison, Term, plan_comparisons
 from transformer.distillation.losses import gold_loss, prediction_loss
 from transformer.distillation.objectives import Objective
+from transformer.distillation.start import has_teachers_shapes, plan_start
 from transformer.distillation.students import (
     check_vocabularies,
-    plan_copies,
     prepare_teacher,
     student_changes,
 )
@@ -199,9 +199,10 @@ def _check_models(
             _check_fine_tuned(teacher, task)
         check_classifier(teacher, task, "the teacher", need_classifier=True)
         if args.init_from_teacher:
-            plan_copies(args.init_from_teacher, student.config, teacher.config)
+            plan_start(args.init_from_teacher, student.config, teacher.config)
         if learns_layers(args):
-            copies = bool(args.init_from_teacher)
+            same = has_teachers_shapes(student.config, teacher.config)
+            copies = bool(args.init_from_teacher) and same
             changes = student_changes(student.config, teacher.config, copies_layers=copies)
             comparisons = plan_comparisons(args, student.config.changed(**changes), teacher.config)
     check_classifier(student, task, "the student", need_classifier=False, **changes)

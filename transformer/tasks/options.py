@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from transformer.distillation.start import check_start_arguments
 from transformer.files import EnvironmentFault, UserError
 from transformer.tasks.files import find_file, require_file
 from transformer.tasks.kinds import TOKEN_LABELS
@@ -147,6 +148,7 @@ def _check_training(args: argparse.Namespace, task: Task) -> None:
             "--teacher_model is needed for distillation: a model fine-tuned on the task (make one "
             "with --finetune); --finetune, --do_eval and --do_predict need none"
         )
+    check_start_arguments(args)
     if args.teacher_model is None and args.init_from_teacher:
         raise UserError("--init_from_teacher needs --teacher_model")
     require_file(args.data_dir, task.dev[0], "choosing the best model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from torch import nn
 
 from transformer.checkpoint.directory import Checkpoint
+from transformer.distillation.closed_form import ClosedFormReport
 from transformer.distillation.objectives import Objective, mean_loss
-from transformer.distillation.students import copy_layers, freeze_unread
+from transformer.distillation.start import begin_from_teacher, describe, text_of
+from transformer.distillation.students import freeze_unread
 from transformer.files import read_json
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import load_classifier
-from transformer.tasks.metrics import Results, is_better, worst_score
+from transformer.tasks.metrics import Results, chance_score, is_better, worst_score
 from transformer.tasks.options import DELIVERIES, stage_of
 from transformer.tasks.results import DevSet, evaluate
 from transformer.tasks.table import Task
@@ -26,6 +29,11 @@ from transformer.training.loop import compile_forward
 from transformer.training.packed import PackedDataset
 from transformer.training.state import RunState
 from transformer.training.steps import RunPlan
+
+logger = logging.getLogger(__name__)
+
+# Of what a student is better than chance before training, it may lose this share at first.
+DESTROYED_SHARE = 0.25
 
 
 @dataclass
@@ -117,18 +125,64 @@ class Run:
             state.facts["results"] = results
         return keep
 
-    def load_student(self) -> TinyBertForSequenceClassification:
-        """Return the student as it begins, on its device and in training."""
+    def measure_start(self, state: RunState, report: ClosedFormReport) -> None:
+        """Say what a student that begins from its teacher is worth before any training."""
+        job, metric = self.job, self.job.task.best_metric
+        batch_size = self.args.eval_batch_size
+        scores = evaluate(state.student, job.task, job.dev_sets, batch_size, self.runtime)
+        shares = {f"explained/{m}": share for m, share in report.explained.items()}
+        fields = {f"eval_{key.removeprefix('eval_')}": value for key, value in scores.items()}
+        state.metrics.write(step=0, **shares, **fields)
+        state.facts["start_score"] = scores[metric]
+        state.facts["start"] = [f"dev {metric} before training {scores[metric]:.4f}"]
+        if not self.keeps_best:
+            loss = self.measure(state.student)["eval_loss"]
+            state.facts["start"].append(f"loss before training {loss:.4f}")
+        logger.info("%s", "; ".join(state.facts["start"]))
+        if report.explained:
+            state.facts["start"].append(describe(report))
+
+    def compare_with_start(self, state: RunState, results: Results) -> None:
+        """Warn once, at the first evaluation, if training destroys what the student began with."""
+        start = state.facts.get("start_score")
+        if start is None or not self.keeps_best or "compared" in state.facts:
+            return
+        state.facts["compared"] = True
+        metric = self.job.task.best_metric
+        score, labels = results[metric], self.job.dev_sets[0].dataset.labels[:]
+        chance = chance_score(self.job.task, labels)
+        if abs(start - chance) and (start - score) / (start - chance) > DESTROYED_SHARE:
+            logger.warning(
+                "WARNING: %s was %.4f before training and is %.4f at step %d: the training "
+                "destroys what the student began with; lower --learning_rate (it is %g)",
+                *(metric, start, score, state.step, self.args.learning_rate),
+            )
+
+    def load_student(
+        self, *, is_new: bool
+    ) -> tuple[TinyBertForSequenceClassification, ClosedFormReport | None]:
+        """Return the student as it begins, on its device and in training.
+
+        Args:
+            is_new: no saved state follows, so that a student may begin from its teacher.
+
+        Returns:
+            also what it keeps of its teacher, None unless it begins from it.
+        """
         job, args = self.job, self.args
         torch.manual_seed(args.seed)
         student = load_classifier(
             job.student, job.task, "the student", need_classifier=False, **job.student_changes
         )
-        if args.init_from_teacher:
-            # The objective's teacher may be held in half precision; what is copied is not.
+        report = None
+        if args.init_from_teacher and is_new:
+            # The objective's teacher may be held in half precision; what is taken over is not.
             teacher = load_classifier(job.teacher, job.task, "the teacher", need_classifier=True)
-            copy_layers(student, teacher, args.init_from_teacher)
+            batches = text_of(args, job.train_set, job.tokenizer)
+            report = begin_from_teacher(
+                student, teacher, args.init_from_teacher, batches, self.runtime
+            )
         freeze_unread(student, job.objective)
         if args.compile:
             compile_forward(student)
-        return student.to(self.runtime.device).train()
+        return student.to(self.runtime.device).train(), report
