@@ -34,6 +34,7 @@ from transformer.augmentation.rows import (
     summarise,
     survey_rows,
 )
+from transformer.augmentation.tagged import TaggedRows
 from transformer.augmentation.words import STOP_WORDS
 from transformer.checkpoint.directory import Checkpoint
 from transformer.file_utils import cached_path
@@ -51,6 +52,7 @@ from transformer.runtime.progress import Progress
 from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
 from transformer.runtime.script import run_script
 from transformer.tasks.files import RowReader, require_file
+from transformer.tasks.kinds import TOKEN_LABELS
 from transformer.tasks.table import TASK_FLAGS, Task, add_task_arguments, resolve_task
 from transformer.tokenization import BasicTokenizer
 
@@ -106,6 +108,12 @@ def build_parser() -> argparse.ArgumentParser:
         "second text of another row; a text without some words, with words swapped, joined with "
         "another. 2 suits pairs. Alone, it needs neither BERT nor word vectors (default 0)",
     )
+    add(
+        "--swap_entities",
+        type=float,
+        default=0.0,
+        help="of named entities: probability to replace one in a variant by another of its type",
+    )
     add("--glove_only", action="store_true", help="word vectors for all words; no masked LM")
     add("--mlm_only", action="store_true", help="words of several pieces stay; no word vectors")
     add("--glove_words", type=int, default=100_000, help="first lines to read (0: all)")
@@ -136,8 +144,7 @@ def check_args(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: give at least {least}")
     if args.max_seq_length is not None and args.max_seq_length < MIN_LENGTH:
         raise UserError(f"--max_seq_length {args.max_seq_length}: give at least {MIN_LENGTH}")
-    if not 0 < args.p <= 1:
-        raise UserError(f"--p {args.p}: a probability above 0 and up to 1")
+    swap_is_wrong, p_is_wrong = not 0 <= args.swap_entities <= 1, not 0 < args.p <= 1
     if args.stop_words and not args.stop_words.is_file():
         raise UserError(f"--stop_words {args.stop_words}: no such file")
     if not 0 <= args.recombine <= 100:
@@ -146,6 +153,8 @@ def check_args(args: argparse.Namespace) -> None:
     no_model = not (alone or args.glove_only or args.pretrained_bert_model)
     no_vectors = not (alone or args.mlm_only or args.glove_embs)
     for wrong, message in (
+        (p_is_wrong, f"--p {args.p}: a probability above 0 and up to 1"),
+        (swap_is_wrong, f"--swap_entities {args.swap_entities}: a probability from 0 to 1"),
         (args.glove_only and args.mlm_only, "--glove_only and --mlm_only: give one of them"),
         (args.data_dir and args.glue_dir, "--data_dir and --glue_dir: give one of them"),
         (not (args.data_dir or args.glue_dir), "--data_dir is needed: the task's directory"),
@@ -173,7 +182,7 @@ def open_input(args: argparse.Namespace, task: Task) -> RowReader:
         flag = "--data_dir" if args.data_dir else "--glue_dir"
         raise UserError(f"{flag}: {directory} is not a directory")
     path = require_file(directory, task.train, "augmentation")
-    reader = RowReader(path, task, task.train, errors=args.errors)
+    reader = open_rows(args, path, task)
     if args.output is None:
         args.output = reader.path.with_name(f"{reader.path.stem}_aug{reader.path.suffix}")
     if args.output.resolve() == reader.path.resolve():
@@ -183,6 +192,18 @@ def open_input(args: argparse.Namespace, task: Task) -> RowReader:
     if not args.output.parent.is_dir():
         raise UserError(f"--output {args.output}: no such directory")
     return reader
+
+
+def open_rows(args: argparse.Namespace, path: Path, task: Task) -> RowReader | TaggedRows:
+    """Return the reader of a file by the kind of the task."""
+    if task.kind is not TOKEN_LABELS:
+        if args.swap_entities:
+            raise UserError(f"--swap_entities: {task.name} has no entities")
+        return RowReader(path, task, task.train, errors=args.errors)
+    for flag in ("original_spacing", "recombine"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag}: {task.name} has tags of words, which it would part")
+    return TaggedRows(path, task, errors=args.errors, swap=args.swap_entities)
 
 
 def load_augmenter(

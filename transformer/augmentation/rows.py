@@ -15,6 +15,8 @@ from typing import Any
 from transformer.augmentation.algorithm import Augmenter
 from transformer.augmentation.glove import WordVectors
 from transformer.augmentation.recombine import recombine
+from transformer.augmentation.tagged import TaggedRows
+from transformer.augmentation.words import Text
 from transformer.files import atomic_write
 from transformer.tasks.files import BLANK, Cells, RowReader
 
@@ -58,6 +60,14 @@ def read_blocks(reader: RowReader) -> Iterator[Block]:
         yield block
 
 
+def find_texts(reader: RowReader | TaggedRows, augmenter: Augmenter, cells: Cells) -> list[Text]:
+    """Return the texts of a row with the words that may be replaced."""
+    texts = [augmenter.find_words(text) for text in reader.texts(cells)]
+    if isinstance(reader, TaggedRows):
+        texts = [reader.outside_entities(cells, text) for text in texts]
+    return texts
+
+
 @dataclass
 class Survey:
     """What a file holds: rows of each block, rows left out, and words to look up neighbours for."""
@@ -78,8 +88,8 @@ def survey_rows(
             survey.rows_left_out += len(block.left_out)
             file.writelines(f"{line}\t{reader.format_row(cells)}" for line, cells in block.left_out)
             if vectors is not None:
-                texts = (text for cells in block.rows for text in reader.texts(cells))
-                words = augmenter.words_for_vectors(map(augmenter.find_words, texts))
+                found = (find_texts(reader, augmenter, cells) for cells in block.rows)
+                words = augmenter.words_for_vectors(text for texts in found for text in texts)
                 survey.words |= {entry for entry in map(vectors.find, words) if entry}
     if not survey.rows_left_out:
         report.unlink()
@@ -107,18 +117,22 @@ def augment_block(
         share: recombined rows for each row; 0.5 makes one for every second row.
     """
     result = AugmentedBlock([], Counter(rows=len(block.rows)), [])
-    texts = [[augmenter.find_words(text) for text in reader.texts(cells)] for cells in block.rows]
+    texts = [find_texts(reader, augmenter, cells) for cells in block.rows]
     flat = [text for pair in texts for text in pair]
     candidates = iter(augmenter.candidates(flat, result.counts))
     for number, (cells, pair) in enumerate(zip(block.rows, texts, strict=True), block.first):
         result.lines.append(reader.format_row(cells))
         for column, text in enumerate(pair):
             rng = random.Random(f"{seed}:{number}:{column}")
+            swaps = random.Random(f"{seed}:{number}:{column}:swap")
             variants = augmenter.variants(text, next(candidates), rng)
             written = [each.text for each in pair]
             for variant in variants:
                 written[column] = variant
-                result.lines.append(reader.format_row(reader.with_texts(cells, tuple(written))))
+                row = reader.with_texts(cells, tuple(written))
+                if isinstance(reader, TaggedRows):
+                    row = reader.swap_entities(row, swaps)
+                result.lines.append(reader.format_row(row))
             _count(result, augmenter, len(variants))
             if variants:
                 # Examples are those of the smallest checksum: a choice that no order changes.

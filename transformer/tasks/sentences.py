@@ -164,6 +164,13 @@ class SentenceReader:
         self._places[count] = places
         return places
 
+    def format_word(self, word: str, tag: str) -> str:
+        """Return the line of a word in the columns of the sentence read last; others hold "_"."""
+        count, places = next(reversed(self._places.items()))
+        cells = ["_"] * count
+        cells[places[0]], cells[places[1]] = word, tag
+        return ("\t" if self._tabs else " ").join(cells) + "\n"
+
     # ------------------------------------------------------------------------------ JSON lines
 
     def _from_json(self, file: Iterable[str]) -> Iterator[Sentence]:
