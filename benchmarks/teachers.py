@@ -68,13 +68,14 @@ def make_job(
         def step() -> None:
             model.zero_grad()
             with runtime.autocast():
-                logits = model(ids).logits
+                logits = model(ids, only_logits=True).logits
             F.cross_entropy(logits.float(), labels).backward()
 
         return step
     pack_linears(freeze_teacher(model, runtime))
-    every = tuple(range(1, args.layers + 1))
-    options = {"score_layers": every, "classify": False} if job == "teach" else {}
+    options: dict[str, object] = {"only_logits": True}
+    if job == "teach":
+        options = {"score_layers": tuple(range(1, args.layers + 1)), "classify": False}
 
     def forward() -> object:
         with torch.inference_mode(), runtime.autocast():
