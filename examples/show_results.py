@@ -1,6 +1,6 @@
-"""Print teacher and student side by side, from what `task_distill.py --do_eval --benchmark` wrote.
+"""Print teacher and students side by side, from what `--do_eval --benchmark` wrote; let them speak.
 
-python examples/show_results.py --results_dir RESULTS
+python examples/show_results.py --results_dir RESULTS [RESULTS ...] [--models TEACHER STUDENT ...]
 """
 
 from __future__ import annotations
@@ -10,57 +10,88 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-def result_rows(results: dict, benchmark: dict) -> list[tuple[str, str, str, str]]:
-    """Return the rows of the table: what, teacher, student, comparison.
+SENTENCES = (
+    "a film to fall in love with",
+    "two hours of my life that i will never get back",
+    "it could have been worse",
+)
+
+
+def read_column(directory: Path) -> tuple[dict, dict]:
+    """Return what eval_results.json and benchmark.json of a directory say."""
+    names = ("eval_results.json", "benchmark.json")
+    results, benchmark = (
+        json.loads((directory / name).read_text(encoding="utf-8")) for name in names
+    )
+    return results, benchmark
+
+
+def result_rows(columns: dict[str, tuple[dict, dict]]) -> list[tuple[str, ...]]:
+    """Return the rows of the table: what, the teacher, and each student with a comparison.
 
     Args:
-        results: eval_results.json, with `acc` and `teacher_acc`.
-        benchmark: benchmark.json, with the figures of both models under their names.
+        columns: by the name of the student, eval_results.json (with `acc` and `teacher_acc`) and
+            benchmark.json (with the figures of both models under their names).
     """
-    teacher, student = benchmark["teacher"], benchmark["student"]
-    alone, batched = (
-        [model["at_real_lengths"]["speeds"][number] for model in (teacher, student)]
-        for number in (0, 1)
+    rows: list[tuple[str, ...]] = [("", "teacher", *columns)]
+    first = next(iter(columns.values()))[1]["teacher"]
+    batch_size = first["at_real_lengths"]["speeds"][1]["batch_size"]
+
+    def add(title: str, read, show, compare) -> None:
+        pairs = [(read(b["teacher"]), read(b["student"])) for _, b in columns.values()]
+        cells = [f"{show(student)} ({compare(teacher, student)})" for teacher, student in pairs]
+        rows.append((title, show(pairs[0][0]), *cells))
+
+    def speed(number: int, field: str):
+        return lambda model: model["at_real_lengths"]["speeds"][number][field]
+
+    add("parameters", lambda m: m["parameters"], lambda n: f"{n / 1e6:.1f} M", smaller)
+    add("size on disk", lambda m: m["size_on_disk"], lambda n: f"{n / 1e6:.1f} MB", smaller)
+    title = f"sentences/s, batches of {batch_size}"
+    rate = speed(1, "sentences_per_second")
+    add(title, rate, lambda r: f"{r:.0f}", lambda t, s: faster(t, s))
+    add(
+        "ms per sentence, one at a time",
+        speed(0, "p50_ms"),
+        lambda ms: f"{ms:.2f}",
+        lambda t, s: faster(s, t),
     )
-    rates = [speed["sentences_per_second"] for speed in batched]
-    latencies = [speed["p50_ms"] for speed in alone]
-    parameters = [model["parameters"] for model in (teacher, student)]
-    sizes = [model["size_on_disk"] for model in (teacher, student)]
-    scores = results["teacher_acc"], results["acc"]
-    return [
-        ("", "teacher", "student", ""),
-        ("parameters", *(f"{n / 1e6:.1f} M" for n in parameters), ratio(parameters, "smaller")),
-        ("size on disk", *(f"{n / 1e6:.1f} MB" for n in sizes), ratio(sizes, "smaller")),
-        (
-            f"sentences/s, batches of {batched[0]['batch_size']}",
-            *(f"{rate:.0f}" for rate in rates),
-            ratio(rates[::-1], "faster"),
-        ),
-        (
-            "ms per sentence, one at a time",
-            *(f"{ms:.2f}" for ms in latencies),
-            ratio(latencies, "faster"),
-        ),
-        (
-            "dev accuracy",
-            *(f"{score:.1%}" for score in scores),
-            f"{scores[1] / scores[0]:.1%} kept",
-        ),
-    ]
+    scores = [(results["teacher_acc"], results["acc"]) for results, _ in columns.values()]
+    kept = [f"{student:.1%} ({student / teacher:.1%} kept)" for teacher, student in scores]
+    rows.append(("dev accuracy", f"{scores[0][0]:.1%}", *kept))
+    return rows
 
 
-def ratio(pair: list[float], word: str) -> str:
-    """Say how many times the first is the second. Example: [6.0, 2.0], "smaller": 3.0x smaller."""
-    return f"{pair[0] / pair[1]:.1f}x {word}"
+def smaller(teacher: float, student: float) -> str:
+    """Compare sizes. Example: 6.0, 2.0 -> "3.0x smaller"."""
+    return (
+        f"{teacher / student:.1f}x smaller"
+        if student <= teacher
+        else (f"{student / teacher:.1f}x larger")
+    )
 
 
-def format_table(rows: list[tuple[str, str, str, str]]) -> str:
+def faster(teacher: float, student: float) -> str:
+    """Compare rates. Example: 100.0, 300.0 -> "3.0x faster"."""
+    return (
+        f"{student / teacher:.1f}x faster"
+        if student >= teacher
+        else (f"{teacher / student:.1f}x slower")
+    )
+
+
+def format_table(rows: list[tuple[str, ...]]) -> str:
     """Align the rows as a Markdown table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        f"| {row[0]:<{widths[0]}} | {row[1]:>{widths[1]}} | {row[2]:>{widths[2]}} "
-        f"| {row[3]:>{widths[3]}} |"
+        "| "
+        + " | ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
         for row in rows
     ]
     rule = "|" + "|".join(
@@ -69,29 +100,45 @@ def format_table(rows: list[tuple[str, str, str, str]]) -> str:
     return "\n".join([lines[0], rule + "|", *lines[1:]])
 
 
+def spoken_rows(models: list[Path]) -> list[tuple[str, ...]]:
+    """Return what each model says of three sentences."""
+    from transformer import TextClassifier
+
+    answers = [TextClassifier(model)(SENTENCES) for model in models]
+    rows = [("", *(model.name for model in models))]
+    for number, sentence in enumerate(SENTENCES):
+        said = (model[number] for model in answers)
+        rows.append((sentence, *(f"{each.label} ({each.probability:.2f})" for each in said)))
+    return rows
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(description="Print teacher and student side by side.")
+    parser = argparse.ArgumentParser(description="Print teacher and students side by side.")
     parser.add_argument(
         "--results_dir",
         type=Path,
+        nargs="+",
         required=True,
-        help="directory with eval_results.json and benchmark.json",
+        help="directories with eval_results.json and benchmark.json, one a student",
+    )
+    parser.add_argument(
+        "--models", type=Path, nargs="+", default=[], help="models that classify three sentences"
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table; return the exit code."""
-    directory = build_parser().parse_args(argv).results_dir
+    """Print the tables; return the exit code."""
+    args = build_parser().parse_args(argv)
     try:
-        results = json.loads((directory / "eval_results.json").read_text(encoding="utf-8"))
-        benchmark = json.loads((directory / "benchmark.json").read_text(encoding="utf-8"))
+        columns = {directory.name: read_column(directory) for directory in args.results_dir}
     except OSError as error:
         print(f"show_results.py: error: {error}", file=sys.stderr)
         return 2
-    print()
-    print(format_table(result_rows(results, benchmark)))
+    print(f"\n{format_table(result_rows(columns))}")
+    if args.models:
+        print(f"\n{format_table(spoken_rows(args.models))}")
     return 0
 
 

@@ -153,20 +153,26 @@ def test_table_sets_student_beside_teacher(tmp_path: Path, capsys: pytest.Captur
         "teacher": figures(24_000_000, 96_000_000, 10.0, 200.0),
         "student": figures(6_000_000, 24_500_000, 2.0, 1500.0),
     }
-    (tmp_path / "benchmark.json").write_text(json.dumps(benchmark))
-    (tmp_path / "eval_results.json").write_text(json.dumps({"acc": 0.78, "teacher_acc": 0.8}))
-    assert show_results.main(["--results_dir", str(tmp_path)]) == 0
+    for name, accuracy in (("student", 0.78), ("slow", 0.4)):
+        (tmp_path / name).mkdir()
+        if name == "slow":
+            benchmark["student"] = figures(48_000_000, 24_500_000, 20.0, 100.0)
+        (tmp_path / name / "benchmark.json").write_text(json.dumps(benchmark))
+        results = {"acc": accuracy, "teacher_acc": 0.8}
+        (tmp_path / name / "eval_results.json").write_text(json.dumps(results))
+    directories = [str(tmp_path / name) for name in ("student", "slow")]
+    assert show_results.main(["--results_dir", *directories]) == 0
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in capsys.readouterr().out.split("\n")
         if line.startswith("|")
     ]
     assert rows[2:] == [
-        ["parameters", "24.0 M", "6.0 M", "4.0x smaller"],
-        ["size on disk", "96.0 MB", "24.5 MB", "3.9x smaller"],
-        ["sentences/s, batches of 32", "200", "1500", "7.5x faster"],
-        ["ms per sentence, one at a time", "10.00", "2.00", "5.0x faster"],
-        ["dev accuracy", "80.0%", "78.0%", "97.5% kept"],
+        ["parameters", "24.0 M", "6.0 M (4.0x smaller)", "48.0 M (2.0x larger)"],
+        ["size on disk", "96.0 MB", "24.5 MB (3.9x smaller)", "24.5 MB (3.9x smaller)"],
+        ["sentences/s, batches of 32", "200", "1500 (7.5x faster)", "100 (2.0x slower)"],
+        ["ms per sentence, one at a time", "10.00", "2.00 (5.0x faster)", "20.00 (2.0x slower)"],
+        ["dev accuracy", "80.0%", "78.0% (97.5% kept)", "40.0% (50.0% kept)"],
     ]
 
 
@@ -228,9 +234,12 @@ def quickstart(tmp_path: Path):
     return run
 
 
-ALL_STAGES = [
-    *("fetch_assets", "prepare_quickstart", "pregenerate_training_data", "general_distill"),
-    *("data_augmentation", *["task_distill"] * 4, "show_results"),
+ALL_STAGES = ["fetch_assets", "prepare_quickstart", *["task_distill"] * 5, "show_results"]
+PAPER_STAGES = [
+    *ALL_STAGES[:-1],
+    *("prepare_quickstart", "pregenerate_training_data", "general_distill", "data_augmentation"),
+    *["task_distill"] * 3,
+    "show_results",
 ]
 
 
@@ -246,17 +255,25 @@ def test_stages_run_once(quickstart, tmp_path: Path) -> None:
     code, calls, stderr = quickstart()
     assert code == 0
     assert names(calls) == ["fetch_assets", "show_results"]
-    assert stderr.count("done before") == 8
+    assert stderr.count("done before") == 6
+
+
+def test_the_papers_way_follows_what_is_done(quickstart) -> None:
+    quickstart()
+    code, calls, stderr = quickstart("", "--chain", "paper")
+    assert code == 0, stderr
+    assert names(calls) == ["fetch_assets", *PAPER_STAGES[7:]]
+    assert "results/paper_student" in calls[-1]
 
 
 def test_failed_stage_is_named_and_gone_on_with(quickstart) -> None:
-    code, calls, stderr = quickstart("general_distill.py")
+    code, calls, stderr = quickstart("general_distill.py", "--chain", "paper")
     assert code == 2
     assert names(calls)[-1] == "general_distill"
     assert "the stage 'general' ended with exit code 7" in stderr
-    code, calls, stderr = quickstart()
+    code, calls, stderr = quickstart("", "--chain", "paper")
     assert code == 0, stderr
-    assert names(calls) == ["fetch_assets", *ALL_STAGES[3:]]
+    assert names(calls) == ["fetch_assets", *PAPER_STAGES[9:]]
     assert [call for call in calls if "--resume" in call] == [calls[1]]
 
 
@@ -268,7 +285,7 @@ def test_changed_size_begins_the_stages_behind_it_anew(quickstart, tmp_path: Pat
     script.write_text(text.replace("TEACHER_EPOCHS=", "TEACHER_EPOCHS=1"), encoding="utf-8")
     code, calls, stderr = quickstart()
     assert code == 0, stderr
-    assert names(calls) == ["fetch_assets", *["task_distill"] * 4, "show_results"]
+    assert names(calls) == ["fetch_assets", *["task_distill"] * 5, "show_results"]
     assert not any("--resume" in call for call in calls)
     assert not (tmp_path / "work" / "teacher" / "old").exists()
 
@@ -276,12 +293,13 @@ def test_changed_size_begins_the_stages_behind_it_anew(quickstart, tmp_path: Pat
 def test_hub_assets_are_named(quickstart) -> None:
     code, calls, stderr = quickstart("", "--assets", "hub")
     assert code == 0, stderr
-    assert calls[0].endswith("--only glove reviews")
-    assert all("bert-base-uncased" in calls[n] for n in (2, 3, 4, 5))
-    assert "tinybert_4l_312d" in calls[3]
+    assert calls[0].endswith("--only reviews")
+    assert "bert-base-uncased" in calls[2] and "tinybert_4l_312d" in calls[3]
 
 
-@pytest.mark.parametrize("arguments", [["--assets", "tapes"], ["--nonsense"], ["--cache_dir"]])
+@pytest.mark.parametrize(
+    "arguments", [["--assets", "tapes"], ["--chain", "gold"], ["--nonsense"], ["--cache_dir"]]
+)
 def test_wrong_arguments_are_told(quickstart, arguments: list[str]) -> None:
     code, calls, stderr = quickstart("", *arguments)
     assert (code, calls) == (2, [])
