@@ -27,7 +27,7 @@ BASH_BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTAL
 # Flags of other programs that the text names.
 FOREIGN_FLAGS = {
     *("--nproc_per_node", "--nnodes", "--max-restarts", "--rdzv_backend", "--rdzv_endpoint"),
-    *("--assets", "--work_dir", "--to"),
+    *("--assets", "--chain", "--work_dir", "--to"),
 }
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")
 
