@@ -48,9 +48,9 @@ from transformer.runtime.fingerprint import (
     sampled_digest,
 )
 from transformer.runtime.output_dir import RunLock, restarted
-from transformer.runtime.progress import Progress
+from transformer.runtime.progress import Progress, printable
 from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
-from transformer.runtime.script import run_script
+from transformer.runtime.script import ScriptParser, file_path, run_script
 from transformer.tasks.files import RowReader, require_file
 from transformer.tasks.kinds import TOKEN_LABELS
 from transformer.tasks.table import TASK_FLAGS, Task, add_task_arguments, resolve_task
@@ -59,26 +59,39 @@ from transformer.tokenization import BasicTokenizer
 logger = logging.getLogger("data_augmentation")
 
 LEFT_OUT = "left_out.tsv"  # ending of the copy of the rows that could not be used
+LIMITS = {
+    "N": (1, 10_000),
+    "M": (1, 10_000),
+    "batch_size": (1, 1_000_000),
+    "glove_words": (0, 10**9),
+}
 MIN_LENGTH = 8  # of the masked LM's input: room for a window in either context
 # Flags that decide the output, beside the content of what is read.
 DECISIVE = (
     *("N", "M", "p", "mlm_context", "glove_only", "mlm_only", "glove_words", "original_spacing"),
-    *("do_lower_case", "max_seq_length", "batch_size", "recombine", "seed", *TASK_FLAGS),
+    *("do_lower_case", "max_seq_length", "batch_size", "seed"),
+    *("recombine", "swap_entities", *TASK_FLAGS),
 )
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = parser.add_argument_group("files")
     add = files.add_argument
     add("--pretrained_bert_model", help="directory, hub name or address of a BERT with MLM head")
-    add("--glove_embs", type=Path, help="GloVe or word2vec text, also .gz and ARCHIVE.zip[/FILE]")
-    add("--data_dir", type=Path, help="directory of the task's files")
-    add("--glue_dir", type=Path, help="holds one directory for each task, in place of --data_dir")
-    add("--output", type=Path, help="default: train_aug beside the training file")
+    add(
+        "--glove_embs",
+        type=file_path,
+        help="GloVe or word2vec text, also .gz and ARCHIVE.zip[/FILE]",
+    )
+    add("--data_dir", type=file_path, help="directory of the task's files")
+    add(
+        "--glue_dir",
+        type=file_path,
+        help="holds one directory for each task, in place of --data_dir",
+    )
+    add("--output", type=file_path, help="default: train_aug beside the training file")
     add("--resume", action="store_true", help="go on with a run that was killed")
     add(
         *("--overwrite_output", "--overwrite_output_dir"),
@@ -117,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--glove_only", action="store_true", help="word vectors for all words; no masked LM")
     add("--mlm_only", action="store_true", help="words of several pieces stay; no word vectors")
     add("--glove_words", type=int, default=100_000, help="first lines to read (0: all)")
-    add("--stop_words", type=Path, help="words to leave alone, one a line (default: built in)")
+    add("--stop_words", type=file_path, help="words to leave alone, one a line (default: built in)")
     add(
         "--original_spacing", action="store_true", help="variants as tokens and blanks, lower-cased"
     )
@@ -138,10 +151,10 @@ def check_args(args: argparse.Namespace) -> None:
     Raises:
         UserError: a number out of its range, a flag missing or one too many.
     """
-    for name, least in (("N", 1), ("M", 1), ("batch_size", 1), ("glove_words", 0)):
+    for name, (least, most) in LIMITS.items():
         value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: give at least {least}")
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name} {value}: give a number from {least} to {most:,}")
     if args.max_seq_length is not None and args.max_seq_length < MIN_LENGTH:
         raise UserError(f"--max_seq_length {args.max_seq_length}: give at least {MIN_LENGTH}")
     swap_is_wrong, p_is_wrong = not 0 <= args.swap_entities <= 1, not 0 < args.p <= 1
@@ -336,7 +349,8 @@ def finish(args: argparse.Namespace, parts: Parts, plan: dict[str, Any], reader:
         print(f"{plan['rows_left_out']:,} rows left out, copied to {report}")
     if examples:
         print("\nSome of them, original and augmented:\n")
-    print("\n".join(side_by_side((original, variant) for _, original, variant in examples)))
+    pairs = side_by_side((original, variant) for _, original, variant in examples)
+    print(printable("\n".join(pairs)))
     logger.info("written: %s", args.output)
 
 

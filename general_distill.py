@@ -18,7 +18,6 @@ import logging
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,12 +26,14 @@ from transformer.checkpoint.directory import Checkpoint, save_checkpoint
 from transformer.checkpoint.model_card import write_model_card
 from transformer.distillation.closed_form import ClosedFormReport
 from transformer.distillation.layers import (
+    DISTILLATION_FLAGS,
     Comparison,
     add_distillation_arguments,
     plan_comparisons,
 )
 from transformer.distillation.objectives import Objective, mean_loss
 from transformer.distillation.start import (
+    START_FLAGS,
     add_start_arguments,
     begin_from_teacher,
     check_start_arguments,
@@ -50,9 +51,16 @@ from transformer.distillation.students import (
 from transformer.file_utils import cached_path, upload
 from transformer.files import UserError
 from transformer.modeling import TinyBertForPreTraining
+from transformer.runtime.fingerprint import Fingerprint, digest_of, file_digest, fingerprint
 from transformer.runtime.output_dir import RunDirectory, run_directory
 from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
-from transformer.runtime.script import run_script, script_parser
+from transformer.runtime.script import (
+    ScriptParser,
+    file_path,
+    model_name,
+    optional_path,
+    run_script,
+)
 from transformer.tokenization import BertTokenizer
 from transformer.training.batches import BatchPlan
 from transformer.training.epochs import (
@@ -62,15 +70,27 @@ from transformer.training.epochs import (
     open_pretraining_data,
 )
 from transformer.training.loop import begin_state, compile_forward, finish_run, training_steps
-from transformer.training.options import add_training_arguments, check_training_arguments
+from transformer.training.options import (
+    TRAINING_FLAGS,
+    add_training_arguments,
+    check_training_arguments,
+)
 from transformer.training.packed import PackedDataset
-from transformer.training.state import RunState, earlier_state, fingerprint
+from transformer.training.state import RunState, earlier_state
 from transformer.training.steps import RunPlan
 
 logger = logging.getLogger("general_distill")
 
 # Flags that name what is read, and must not be written over.
 INPUTS = ("pregenerated_data", "teacher_model", "student_model")
+
+# Flags that decide the result, beside the content of what is read.
+DECISIVE = (
+    *("max_seq_length", "do_eval", "continue_train", "seed"),
+    *START_FLAGS,
+    *TRAINING_FLAGS,
+    *DISTILLATION_FLAGS,
+)
 
 # With --do_eval, this share at the end of every epoch's examples is held out, but not more than so
 # many: the last documents of the corpus, the same ones in every epoch.
@@ -83,11 +103,11 @@ START_EXAMPLES = 256  # at least so many give the loss before training
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = script_parser(__doc__)
+    parser = ScriptParser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--pregenerated_data",
-        type=Path,
+        type=file_path,
         required=True,
         help="directory with epoch_N.json; fewer files than epochs are used in turn",
     )
@@ -98,7 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="limit in tokens; batches are as long as their longest example",
     )
     data.add_argument(
-        "--cache_dir", type=Path, help="for the packed data and downloads; default: beside the data"
+        "--cache_dir",
+        type=optional_path,
+        help="for the packed data and downloads; default: beside the data",
     )
     data.add_argument(
         "--reduce_memory",
@@ -112,11 +134,16 @@ def build_parser() -> argparse.ArgumentParser:
         "with the lowest is kept in OUTPUT_DIR/best",
     )
     models = parser.add_argument_group("models")
-    models.add_argument("--teacher_model", required=True, help="BERT directory, name or address")
     models.add_argument(
-        "--student_model", required=True, help="directory with the student's config.json"
+        "--teacher_model", type=model_name, required=True, help="BERT directory, name or address"
     )
-    models.add_argument("--output_dir", type=Path, required=True, help="gets the student")
+    models.add_argument(
+        "--student_model",
+        type=model_name,
+        required=True,
+        help="directory with the student's config.json",
+    )
+    models.add_argument("--output_dir", type=file_path, required=True, help="gets the student")
     models.add_argument(
         "--continue_train",
         action="store_true",
@@ -335,20 +362,38 @@ def publish(
         upload(args.output_dir, args.data_url)
 
 
+def what_decides(
+    pair: ModelPair, plan: RunPlan, args: argparse.Namespace, runtime: Runtime
+) -> Fingerprint:
+    """Return the fingerprint of the run; a new student is made from its configuration alone."""
+    config = digest_of(pair.student.config.to_dict())
+    return fingerprint(
+        args,
+        DECISIVE,
+        ranks=runtime.world_size,
+        precision=runtime.dtype,
+        teacher=pair.teacher.fingerprint,
+        student=pair.student.fingerprint if args.continue_train else config,
+        tokenizer=pair.tokenizer.fingerprint,
+        data=plan.content_key(),
+        init_text=args.init_text and file_digest(args.init_text),
+    )
+
+
 def train(
     pair: ModelPair, args: argparse.Namespace, runtime: Runtime, directory: RunDirectory
 ) -> None:
     """Train, or go on training; the output directory is touched when everything is checked."""
     plan, held_out = load_data(args, pair, runtime)
-    identity = fingerprint(args, runtime, data=plan.content_key())
-    saved = earlier_state(args, runtime, identity)
+    decides = runtime.on_main(lambda: what_decides(pair, plan, args, runtime))
+    saved = earlier_state(args, runtime, decides)
     if saved and saved["finished"]:
         return
     text = held_out.dataset if saved is None else None
     student, objective, report = load_models(pair, text, args, runtime)
     directory.begin(args)
 
-    state = begin_state(student, args, runtime, plan.total_steps, saved, identity)
+    state = begin_state(student, args, runtime, plan.total_steps, saved, decides)
     if report is not None:
         measure_start(state, report, objective, held_out, args, runtime)
     for due in training_steps(objective, plan, state, args, runtime, name="general"):

@@ -16,11 +16,9 @@ import logging
 import os
 import sys
 import time
-import zlib
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import IO
 
 from transformer.corpus.blocks import Corpus, Survey, find_corpus_files
@@ -36,13 +34,27 @@ from transformer.corpus.tokens import BlockTokenizer, token_dtype
 from transformer.file_utils import upload
 from transformer.files import UserError
 from transformer.runtime.allocation import reuse_freed_memory
+from transformer.runtime.fingerprint import fingerprint
 from transformer.runtime.output_dir import run_directory
 from transformer.runtime.parallel import ordered_map
 from transformer.runtime.progress import Progress, closing_summary, format_seconds, setup_logging
-from transformer.runtime.script import run_script, script_parser
+from transformer.runtime.script import (
+    ScriptParser,
+    file_path,
+    model_name,
+    optional_path,
+    run_script,
+    seed_number,
+)
 from transformer.tokenization import BertTokenizer
 
 logger = logging.getLogger("pregenerate")
+
+# Flags that decide what is written, beside the content of corpus and vocabulary.
+DECISIVE = (
+    *("max_seq_len", "short_seq_prob", "masked_lm_prob", "max_predictions_per_seq"),
+    *("do_whole_word_mask", "one_seq", "seed", "split_sentences", "errors"),
+)
 
 # With more long lines than this share, the corpus is hardly one sentence a line.
 SUSPICIOUS_SHARE = 0.02
@@ -50,20 +62,22 @@ SUSPICIOUS_SHARE = 0.02
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = script_parser(__doc__)
+    parser = ScriptParser(__doc__)
     add = parser.add_argument_group("data").add_argument
     corpus_help = (
         "files, quoted globs, or - for standard input; UTF-8 text (one sentence a line, blank line "
         "between documents) or WikiExtractor's --json lines, plain or .gz"
     )
     add("--train_corpus", nargs="+", required=True, help=corpus_help)
-    add("--output_dir", type=Path, required=True, help="gets epoch_N.json")
+    add("--output_dir", type=file_path, required=True, help="gets epoch_N.json")
     add("--split_sentences", action="store_true", help="lines are paragraphs: split them")
     errors_help = "bytes not in UTF-8: stop and name the line, drop the bytes, or drop the line"
     add("--errors", choices=["strict", "replace", "skip"], default="strict", help=errors_help)
     add("--data_url", default="", help="s3://bucket/prefix or directory for a copy")
     add = parser.add_argument_group("vocabulary").add_argument
-    add("--bert_model", required=True, help="directory or name with the vocabulary")
+    add(
+        "--bert_model", type=model_name, required=True, help="directory or name with the vocabulary"
+    )
     case_help = "lower-case the text; without the flag as the vocabulary wants it"
     add("--do_lower_case", action=argparse.BooleanOptionalAction, default=None, help=case_help)
     add = parser.add_argument_group("examples").add_argument
@@ -74,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_predictions_per_seq", type=int, default=20, help="most masked tokens a sequence")
     add("--do_whole_word_mask", action="store_true", help="mask all pieces of a word together")
     add("--one_seq", action="store_true", help="single sequences, no next-sentence pairs")
-    add("--seed", type=int, default=42, help="of everything random")
+    add("--seed", type=seed_number, default=42, help="of everything random")
     add = parser.add_argument_group("runtime").add_argument
     add("--num_workers", type=int, default=1, help="worker processes")
     add(
@@ -82,7 +96,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="shorter parts and fewer of them in memory: slower with many workers",
     )
-    add("--tmp_dir", type=Path, default=None, help="for the packed tokens; default: output_dir")
+    add(
+        "--tmp_dir",
+        type=optional_path,
+        default=None,
+        help="for the packed tokens; default: output_dir",
+    )
     add("--resume", action="store_true", help="go on with the interrupted run in output_dir")
     add("--overwrite_output_dir", action="store_true", help="replace the run in output_dir")
     return parser
@@ -183,16 +202,13 @@ def open_run(args: argparse.Namespace, inputs: Inputs) -> PregenerationRun:
     Raises:
         UserError: the run in output_dir was started in another way, or there is too little space.
     """
-    vocabulary = "\n".join(inputs.tokenizer.vocab).encode()
-    decisive = {
-        **asdict(inputs.settings),
-        "split_sentences": args.split_sentences,
-        "errors": args.errors,
-        "do_lower_case": inputs.tokenizer.do_lower_case,
-        "vocabulary": f"{zlib.crc32(vocabulary):08x}",
-        "train_corpus": inputs.survey.fingerprint if inputs.survey else "a pipe",
-    }
-    run = PregenerationRun(args.output_dir, args.tmp_dir, decisive)
+    decides = fingerprint(
+        args,
+        DECISIVE,
+        tokenizer=inputs.tokenizer.fingerprint,
+        train_corpus=inputs.survey.fingerprint if inputs.survey else "a pipe",
+    )
+    run = PregenerationRun(args.output_dir, args.tmp_dir, decides)
     if args.resume:
         run.restore()
     if inputs.survey is not None:

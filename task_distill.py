@@ -27,33 +27,53 @@ from pathlib import Path
 
 from transformer.checkpoint.directory import save_checkpoint
 from transformer.checkpoint.model_card import write_model_card
-from transformer.distillation.layers import add_distillation_arguments
-from transformer.distillation.start import add_start_arguments
+from transformer.distillation.layers import DISTILLATION_FLAGS, add_distillation_arguments
+from transformer.distillation.start import START_FLAGS, add_start_arguments
 from transformer.file_utils import upload
+from transformer.runtime.fingerprint import Fingerprint, file_digest, fingerprint
 from transformer.runtime.metrics_log import sum_by_kind
 from transformer.runtime.output_dir import RunDirectory, run_directory, save_args
 from transformer.runtime.ranks import add_runtime_arguments, close_runtime, setup_runtime
-from transformer.runtime.script import run_script, script_parser
+from transformer.runtime.script import (
+    ScriptParser,
+    file_path,
+    model_name,
+    optional_path,
+    run_script,
+    seed_number,
+)
 from transformer.tasks.evaluate import deliver
 from transformer.tasks.job import plan_job
 from transformer.tasks.options import check_args, delivers, trains
 from transformer.tasks.predict import check_predict, predict
 from transformer.tasks.results import report_seeds, results_table, seed_directory, write_dev_results
 from transformer.tasks.run import Job, Run
-from transformer.tasks.table import add_task_arguments
+from transformer.tasks.table import TASK_FLAGS, add_task_arguments
 from transformer.training.loop import begin_state, finish_run, training_steps
-from transformer.training.options import add_training_arguments
-from transformer.training.state import RunState, earlier_state, fingerprint
+from transformer.training.options import TRAINING_FLAGS, add_training_arguments
+from transformer.training.state import RunState, earlier_state
+from transformer.training.steps import RunPlan
 
 logger = logging.getLogger("task_distill")
 
 # Flags that name what is read, and must not be written over.
 INPUTS = ("data_dir", "student_model", "teacher_model")
 
+# Flags that decide the result of a training, beside the content of what is read.
+DECISIVE = (
+    *("finetune", "pred_distill", "aug_train", "max_seq_length", "seed"),
+    *("temperature", "prediction_loss", "original_soft_ce"),
+    *("hard_labels", "hard_label_weight", "hard_labels_on_augmented"),
+    *TASK_FLAGS,
+    *START_FLAGS,
+    *TRAINING_FLAGS,
+    *DISTILLATION_FLAGS,
+)
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = script_parser(__doc__)
+    parser = ScriptParser(__doc__)
     add = parser.add_argument_group("what to do").add_argument
     add("--finetune", action="store_true", help="train --student_model on gold labels: a teacher")
     add("--pred_distill", action="store_true", help="teach predictions instead of layers")
@@ -62,15 +82,33 @@ def build_parser() -> argparse.ArgumentParser:
     add("--benchmark", action="store_true", help="size, FLOPs and speed, beside --teacher_model's")
     predict = "label a file, standard input (-) or one text with --student_model alone"
     add("--predict", metavar="WHAT", help=predict)
-    add("--export_onnx", type=Path, metavar="FILE", help="write the student as an ONNX graph")
+    add("--export_onnx", type=file_path, metavar="FILE", help="write the student as an ONNX graph")
     add = parser.add_argument_group("data and models").add_argument
-    add("--data_dir", type=Path, help="directory with the task's files")
-    add("--student_model", required=True, help="directory, name or address of the model to train")
-    add("--teacher_model", help="the same of its fine-tuned teacher (made by --finetune)")
-    add("--output_dir", type=Path, help="gets the model and the results")
-    add("--output", type=Path, metavar="FILE", help="gets what --predict answers; default: stdout")
+    add("--data_dir", type=file_path, help="directory with the task's files")
+    add(
+        "--student_model",
+        type=model_name,
+        required=True,
+        help="directory, name or address of the model to train",
+    )
+    add(
+        "--teacher_model",
+        type=model_name,
+        help="the same of its fine-tuned teacher (made by --finetune)",
+    )
+    add("--output_dir", type=file_path, help="gets the model and the results")
+    add(
+        "--output",
+        type=file_path,
+        metavar="FILE",
+        help="gets what --predict answers; default: stdout",
+    )
     add("--overwrite_output", action="store_true", help="replace the --output that is there")
-    add("--cache_dir", type=Path, help="for tokenised data and downloads; default: DATA_DIR/.cache")
+    add(
+        "--cache_dir",
+        type=optional_path,
+        help="for tokenised data and downloads; default: DATA_DIR/.cache",
+    )
     add("--max_seq_length", type=int, help="limit in tokens; default: the table's, 64 or 128")
     add("--do_lower_case", action=argparse.BooleanOptionalAction, help="default: as stored")
     add("--num_workers", type=int, help="processes that tokenise; default: one a processor")
@@ -88,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_training_arguments(parser, epochs=None, eval_step=None)
     add_runtime_arguments(parser, seed=False)
     seeds = "of order, dropout and new weights; with several, each is run and the best kept"
-    parser.add_argument("--seed", type=int, nargs="+", default=[42], help=seeds)
+    parser.add_argument("--seed", type=seed_number, nargs="+", default=[42], help=seeds)
     return parser
 
 
@@ -130,12 +168,29 @@ def publish(run: Run, state: RunState, directory: Path, results: dict[str, float
         upload(args.output_dir, args.data_url)
 
 
+def what_decides(run: Run, plan: RunPlan) -> Fingerprint:
+    """Return the fingerprint of the training of one seed."""
+    job = run.job
+    return fingerprint(
+        run.args,
+        DECISIVE,
+        ranks=run.runtime.world_size,
+        precision=run.runtime.dtype,
+        student=job.student.fingerprint,
+        teacher=job.teacher and job.teacher.fingerprint,
+        tokenizer=job.tokenizer.fingerprint,
+        data=plan.content_key(),
+        init_text=run.args.init_text and file_digest(run.args.init_text),
+        dev_sets=[dev.dataset.meta["content"] for dev in job.dev_sets],
+    )
+
+
 def run_seed(run: Run, directory: RunDirectory) -> dict[str, float]:
     """Train one student; return the results of the model that is kept."""
     args, runtime, objective = run.args, run.runtime, run.job.objective
     plan = run.plan_steps()
-    identity = fingerprint(run.lasting_args(), runtime, data=plan.content_key())
-    saved = earlier_state(args, runtime, identity)
+    decides = runtime.on_main(lambda: what_decides(run, plan))
+    saved = earlier_state(args, runtime, decides)
     if saved and saved["finished"]:
         return run.stored_results()
     student, report = run.load_student(is_new=saved is None)
@@ -143,7 +198,7 @@ def run_seed(run: Run, directory: RunDirectory) -> dict[str, float]:
     if runtime.is_main and saved is None:  # what a former run left would pass for this one's
         shutil.rmtree(args.output_dir / "last", ignore_errors=True)
 
-    state = begin_state(student, args, runtime, plan.total_steps, saved, identity)
+    state = begin_state(student, args, runtime, plan.total_steps, saved, decides)
     if report is not None:
         run.measure_start(state, report)
     for due in training_steps(objective, plan, state, args, runtime, name=run.stage):

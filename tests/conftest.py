@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import string
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,3 +97,19 @@ def corpus_file(tmp_path: Path) -> Path:
     path = tmp_path / "corpus.txt"
     path.write_text("\n\n".join(documents) + "\n", encoding="utf-8", newline="\n")
     return path
+
+
+@pytest.fixture
+def setting(tmp_path, make_checkpoint, corpus_file) -> dict[str, Path]:
+    """Make everything that the four scripts read; see script_runs.py."""
+    from script_runs import make_setting
+
+    return make_setting(tmp_path, make_checkpoint, corpus_file)
+
+
+@pytest.fixture
+def run(monkeypatch, capfd) -> Iterator[Callable[..., object]]:
+    """Return `run(script, *arguments)`, which runs a script as its own main program."""
+    from script_runs import runner
+
+    yield from runner(monkeypatch, capfd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_vocabulary
+from safetensors.torch import load_file, save_file
 from toy_runs import metrics_of, write_epochs, write_student
 
 import general_distill
@@ -152,6 +154,14 @@ def test_finished_run_is_left_alone(tmp_path, command, caplog):
         run(command("--resume", seed=7))
     with pytest.raises(UserError, match="holds files"):
         run(command())
+    teacher, moved = tmp_path / "teacher", tmp_path / "moved"
+    shutil.copytree(teacher, moved)
+    run(command("--resume", teacher_model=moved))
+    state = load_file(teacher / "model.safetensors")
+    state["bert.embeddings.LayerNorm.bias"] += 1
+    save_file(state, teacher / "model.safetensors")
+    with pytest.raises(UserError, match="teacher was .* and is now"):
+        run(command("--resume"))
     with pytest.raises(UserError, match="would be overwritten"):
         run(command("--overwrite_output_dir", student_model=tmp_path / "out"))
     run(command("--overwrite_output_dir", seed=7))

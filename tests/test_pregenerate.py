@@ -356,7 +356,7 @@ def test_an_output_directory_with_files_is_refused(run):
     output_dir = run("out", "--epochs_to_generate", 2)
     with pytest.raises(UserError, match="--resume.*--overwrite_output_dir"):
         run("out")
-    with pytest.raises(UserError, match="had seed 42, this one has 43"):
+    with pytest.raises(UserError, match="--seed was 42 and is now 43"):
         run("out", "--resume", "--seed", 43)
     run("out", "--overwrite_output_dir", "--epochs_to_generate", 1, "--seed", 43)
     assert sorted(published(output_dir)) == ["epoch_0.json", "epoch_0_metrics.json"]
@@ -365,7 +365,23 @@ def test_an_output_directory_with_files_is_refused(run):
 def test_resume_refuses_another_corpus(run, tmp_path, corpus_file):
     run("out")
     corpus_file.write_text(corpus_file.read_text(encoding="utf-8") + "more\n", encoding="utf-8")
-    with pytest.raises(UserError, match="train_corpus"):
+    with pytest.raises(UserError, match="train corpus was .* and is now"):
+        run("out", "--resume")
+
+
+def test_resume_refuses_other_settings_of_the_tokenizer(run, tmp_path, vocab_file):
+    """The same vocabulary, with accents kept: other tokens."""
+    run("out")
+    settings = vocab_file.with_name("tokenizer_config.json")
+    settings.write_text('{"do_lower_case": true, "strip_accents": false}')
+    with pytest.raises(UserError, match="tokenizer was .* and is now"):
+        run("out", "--resume")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"state": {"parts": "x"}}', '{"state": {"n": 1}}'])
+def test_a_damaged_state_is_told(run, tmp_path, text):
+    (run("out") / "pregenerate_state.json").write_text(text)
+    with pytest.raises(UserError, match="pregenerate_state.json"):
         run("out", "--resume")
 
 

@@ -34,7 +34,7 @@ def without_secrets(text: str) -> str:
     Example: "https://me:word@host/a.zip?X-Signature=1" -> "https://host/a.zip?..."
     """
     # subtle: one slash, because a path made of an address has only one.
-    address = r"([a-z][a-z0-9+.-]+:/{1,2})(?:[^/?#\s]*@)?([^?#\s]*)(\?[^#\s]*)?"
+    address = r"([a-z][a-z0-9+.-]+:/{1,2})(?:[^/?#\s]*@)?([^?#\s]*)(\?[^#\s]*[^#\s'\":;,.)])?"
     return re.sub(
         address, lambda found: found[1] + found[2] + ("?..." if found[3] else ""), text, flags=re.I
     )

@@ -150,7 +150,10 @@ def fail(error: BaseException):
     [
         (UserError("--x 3: give 4"), 2, "--x 3: give 4"),
         (FileNotFoundError(2, "No such file", "x.txt"), 2, "x.txt"),
-        (OSError(28, "No space left on device", "x.txt"), 1, "No space left"),
+        (OSError(28, "No space left on device", "x.txt"), 3, "No space left"),
+        (PermissionError(13, "Permission denied", "/a/cache"), 3, "/a/cache"),
+        (ModuleNotFoundError("No module", name="onnx"), 3, "package onnx is missing"),
+        (MemoryError(), 3, "out of memory"),
         (RunError("the loss is not finite"), 1, "not finite"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

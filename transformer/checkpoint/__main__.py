@@ -23,7 +23,7 @@ from transformer.modeling import (
     TinyBertForSequenceClassification,
 )
 from transformer.runtime.progress import setup_logging
-from transformer.runtime.script import run_script
+from transformer.runtime.script import ScriptParser, file_path, model_name, run_script
 from transformer.tokenization import BertTokenizer
 
 FORMATS = {"bin": BIN, "safetensors": SAFETENSORS}
@@ -169,22 +169,24 @@ def _class_for(groups: frozenset[str]) -> type[nn.Module]:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse `DIR` or `convert SRC DST`."""
-    parser = argparse.ArgumentParser(
+    parser = ScriptParser(
         prog="python -m transformer.checkpoint",
         description="Show what a checkpoint directory holds and what it can be used for.",
         epilog="'convert SRC DST [--to safetensors|bin]' rewrites a checkpoint instead; "
         "see 'convert --help'.",
     )
-    parser.add_argument("directory", help="checkpoint directory, hub name or address")
+    parser.add_argument(
+        "directory", type=model_name, help="checkpoint directory, hub name or address"
+    )
     if list(argv[:1]) != ["convert"]:
         return parser.parse_args(argv)
-    parser = argparse.ArgumentParser(
+    parser = ScriptParser(
         prog="python -m transformer.checkpoint convert",
         description="Rewrite any readable checkpoint (safetensors or pickle, whole or in shards, "
         "PyTorch or TensorFlow) in the layout of this toolkit, in fp32.",
     )
-    parser.add_argument("source", help="checkpoint directory, hub name or address")
-    parser.add_argument("target", type=Path, help="new or empty directory")
+    parser.add_argument("source", type=model_name, help="checkpoint directory, hub name or address")
+    parser.add_argument("target", type=file_path, help="new or empty directory")
     parser.add_argument(
         "--to",
         choices=FORMATS,

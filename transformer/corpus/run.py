@@ -26,6 +26,7 @@ from transformer.corpus.token_store import StoreState
 from transformer.corpus.tokens import BlockTokenizer
 from transformer.file_utils import upload
 from transformer.files import UserError, atomic_write, read_json, sync_directory
+from transformer.runtime.fingerprint import Fingerprint, check_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +71,12 @@ class PregenerationRun:
     """One run: where its files are, and its state.
 
     Args:
-        settings: everything that decides about the bytes written; a resumed run must agree.
+        fingerprint: everything that decides about the bytes written; a resumed run must agree.
     """
 
-    def __init__(self, output_dir: Path, tmp_dir: Path | None, settings: dict[str, Any]) -> None:
+    def __init__(self, output_dir: Path, tmp_dir: Path | None, fingerprint: Fingerprint) -> None:
         self.output_dir = output_dir
-        self.settings = settings
+        self.fingerprint = fingerprint
         self.state = RunState()
         name = f"pregenerate-{zlib.crc32(str(output_dir.resolve()).encode()):08x}"
         self.store_dir = tmp_dir / name if tmp_dir else output_dir / ".tokens"
@@ -96,17 +97,16 @@ class PregenerationRun:
         if not path.exists():
             return
         saved = read_json(path)
-        settings, state = saved.get("settings"), saved.get("state")
-        is_ours = isinstance(settings, dict) and _fits(state, RunState())
-        if not is_ours or (state["store"] and not _fits(state["store"], StoreState())):
-            raise UserError(f"{path} is no state of a run; give --overwrite_output_dir")
-        for name, value in self.settings.items():
-            before = settings.get(name)
-            if before != value:
-                raise UserError(
-                    f"--resume: the run in {self.output_dir} had {name} {before!r}, this one has "
-                    f"{value!r}; start it in the same way, or give --overwrite_output_dir"
-                )
+        state = saved.get("state")
+        if not _fits(state, RunState()) or (
+            state["store"] and not _fits(state["store"], StoreState())
+        ):
+            raise UserError(
+                f"--resume: {path} is no state of a run; begin anew with --overwrite_output_dir"
+            )
+        check_fingerprint(
+            saved.get("fingerprint"), self.fingerprint, self.output_dir, "--overwrite_output_dir"
+        )
         self.state = RunState(**state)
         for epoch in range(self.state.epoch):
             if not self.epoch_path(epoch).exists():
@@ -128,7 +128,8 @@ class PregenerationRun:
     def save(self) -> None:
         """Write the state; what it speaks of must be on the disk already."""
         with atomic_write(self.output_dir / STATE_FILE) as file:
-            json.dump({"settings": self.settings, "state": asdict(self.state)}, file, indent=1)
+            held = {"fingerprint": self.fingerprint, "state": asdict(self.state)}
+            json.dump(held, file, indent=1)
         self._saved_at = time.monotonic()
 
     def saving_is_due(self) -> bool:

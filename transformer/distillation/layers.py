@@ -272,6 +272,13 @@ def _chosen_terms(args: argparse.Namespace) -> tuple[Term, ...]:
 # --------------------------------------------------------------------------------------- flags
 
 
+# Flags of `add_distillation_arguments` that decide the result of a run: all.
+DISTILLATION_FLAGS = (
+    *("layer_mapping", "relation_heads", "loss_on_padding"),
+    *dict.fromkeys(f"{term.name}_{what}" for term in LAYER_TERMS for what in ("weight", "loss")),
+)
+
+
 def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose what the student learns from the teacher's layers."""
     group = parser.add_argument_group("layer distillation")

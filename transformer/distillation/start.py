@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from transformer.distillation.layers import LayerPairs, layer_map
 from transformer.files import UserError
 from transformer.modeling import BertPreTrainedModel
 from transformer.runtime.ranks import Runtime
+from transformer.runtime.script import file_path
 from transformer.tokenization import BertTokenizer
 from transformer.training.batches import Batch, collate
 from transformer.training.packed import PackedDataset
@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 SAME_SHAPES = ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")
 BATCH_ROWS = 32  # texts that are computed together
 LEAST_TOKENS = 1000
+
+
+# Flags of `add_start_arguments` that decide the result of a run, beside the content of the text.
+START_FLAGS = ("init_from_teacher", "init_tokens")
 
 
 def add_start_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +48,7 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--init_text",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="text for that, one sentence or paragraph a line (default: the data of the stage)",
     )

@@ -35,7 +35,7 @@ def teacher_logits(
     They are computed once and kept under a name made from the teacher's weights, its precision and
     the data. An interrupted computation goes on where it was.
     """
-    path = directory / f"logits-{_logits_key(teacher, dataset, runtime)}.npy"
+    path = directory / f"logits-{_fingerprint(teacher, dataset, runtime)}.npy"
     directory.mkdir(parents=True, exist_ok=True)
     lock = file_lock(directory / f".{path.stem}.lock", "computing teacher logits")
     # Only the main rank asks other runs to wait; its own ranks follow it.
@@ -115,7 +115,7 @@ class PartialArray:
         self.progress_file.unlink(missing_ok=True)
 
 
-def _logits_key(teacher: TinyBertForPreTraining, dataset: PackedDataset, runtime: Runtime) -> str:
+def _fingerprint(teacher: TinyBertForPreTraining, dataset: PackedDataset, runtime: Runtime) -> str:
     """Return a digest of what the logits depend on."""
     digest = hashlib.sha256()
     for name, tensor in sorted(teacher.state_dict().items()):

@@ -313,8 +313,19 @@ def run_directory(
 
 def save_args(args: argparse.Namespace, output_dir: str | Path) -> None:
     """Write everything the run was started with to `output_dir`/args.json."""
-    content = {**vars(args), "made_with": made_with()}
-    write_json(Path(output_dir) / "args.json", content, default=str)
+    content = {**shown_args(args), "made_with": made_with()}
+    write_json(Path(output_dir) / "args.json", content)
+
+
+def shown_args(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags as they may be shown: paths as text, no password in an address."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [shown(item) for item in value]
+        return without_secrets(str(value)) if isinstance(value, str | Path) else value
+
+    return {name: shown(value) for name, value in vars(args).items()}
 
 
 def made_with() -> dict[str, Any]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
+
+from transformer.files import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +32,29 @@ SECONDS_BETWEEN_LINES = 15.0
 LONG_SILENCE_SECONDS = 60.0
 
 
+# What moves a cursor, colours or rings: control characters other than line ends and tabs, and those
+# that turn the direction of text.
+_CONTROLS = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return `text` with its control characters as escapes, so that data cannot steer a terminal.
+
+    >>> printable("red \\x1b[31m")
+    'red \\\\x1b[31m'
+    """
+    return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 class _BarSafeHandler(logging.Handler):
     """Write log lines to stderr without tearing a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            tqdm.write(self.format(record), file=sys.stderr)
+        text = printable(without_secrets(self.format(record)))
+        # No line that cannot be written (stderr is closed or full, the terminal gone) ends a run.
+        with suppress(OSError, ValueError, AttributeError):
+            tqdm.write(text, file=sys.stderr)
             sys.stderr.flush()
-        except (BrokenPipeError, ValueError):
-            self.handleError(record)
 
 
 def setup_logging(*, is_main: bool = True) -> None:
@@ -67,6 +85,10 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
     return str(value)
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 class Progress:
@@ -100,7 +122,7 @@ class Progress:
         self.initial = self.done = initial
         self.enabled, self.log_every = enabled, log_every
         self.started = self.last_line = time.monotonic()
-        self.on_terminal = enabled and sys.stderr.isatty()
+        self.on_terminal = enabled and _is_terminal(sys.stderr)
         self._bar = None
         if self.on_terminal:
             self._bar = tqdm(

@@ -20,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from transformer.files import UserError
 from transformer.runtime.allocation import reuse_freed_memory
 from transformer.runtime.progress import setup_logging
+from transformer.runtime.script import seed_number
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ def add_runtime_arguments(
     group.add_argument("--no_cuda", action="store_true", help="stay on the CPU")
     if seed:
         group.add_argument(
-            "--seed", type=int, default=42, help="of initialisation, order and dropout"
+            "--seed", type=seed_number, default=42, help="of initialisation, order and dropout"
         )
     if distributed:
         group.add_argument(
@@ -217,8 +218,22 @@ def _launcher_ranks(args: argparse.Namespace) -> tuple[int, int, int]:
                 "start several processes with torchrun --nproc_per_node=N"
             )
         return 0, 0, 1
-    local_rank = int(os.environ.get("LOCAL_RANK", max(given, 0)))
-    return int(os.environ["RANK"]), local_rank, int(os.environ["WORLD_SIZE"])
+    world_size = _from_environment("WORLD_SIZE", 1, 1 << 20)
+    rank = _from_environment("RANK", 0, world_size - 1)
+    if "LOCAL_RANK" not in os.environ:
+        return rank, max(given, 0), world_size
+    return rank, _from_environment("LOCAL_RANK", 0, world_size - 1), world_size
+
+
+def _from_environment(name: str, least: int, most: int) -> int:
+    """Return a number that a launcher set."""
+    text = os.environ[name]
+    if not (text.isdecimal() and least <= int(text) <= most):
+        raise UserError(
+            f"{name}={text} in the environment: a whole number from {least} to {most} is needed; "
+            "start with torchrun, or unset RANK and WORLD_SIZE"
+        )
+    return int(text)
 
 
 def _choose_device(args: argparse.Namespace, local_rank: int) -> torch.device:

@@ -1,39 +1,158 @@
-"""How a script begins and ends: exit codes, mistakes told in one line.
+"""How a script begins and ends: its command line, exit codes, mistakes told in one line.
 
-Does not import torch, which takes a second and more than a script without a model wants to wait."""
+The exit codes, of all scripts:
+
+    0    done
+    1    the run failed: a loss that is not finite, another rank that was lost
+    2    a mistake of the user's: nothing was changed
+    3    a fault of the machine's: a package is missing, a disk is full, memory ran out, or a place
+         that the command line does not name cannot be written
+    130  interrupted (Ctrl-C); 143 terminated; 141 nobody reads the output
+
+Does not import torch, which takes a second and more than a script without a model wants to wait.
+"""
 
 from __future__ import annotations
 
 import argparse
-import logging
+import difflib
+import errno
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from transformer.files import EnvironmentFault, UserError
-
-logger = logging.getLogger(__name__)
+from transformer.files import EnvironmentFault, UserError, without_secrets
+from transformer.runtime.progress import printable
 
 
 class RunError(RuntimeError):
     """A run that cannot go on, told in one line; the exit code is 1."""
 
 
-def script_parser(documentation: str) -> argparse.ArgumentParser:
-    """Return a parser that shows the first paragraph of a script's documentation and defaults."""
-    return argparse.ArgumentParser(
-        description=documentation.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+# --- the command line --------------------------------------------------------------------------
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the flag that was probably meant.
+
+    Flags are given in full: what an abbreviation means would change with every new flag.
+
+    Args:
+        documentation: of the module; its first paragraph is shown. None under `python -OO`.
+    """
+
+    def __init__(self, documentation: str | None = None, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        options.setdefault("description", (documentation or "").split("\n\n")[0])
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse the command line.
+
+        Raises:
+            UserError: it is wrong; names the flag and, if it is unknown, what may have been meant.
+        """
+        words = list(sys.argv[1:] if args is None else args)
+        for word in words[: words.index("--")] if "--" in words else words:
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and " " not in flag and flag not in self._flags():
+                self.error(self._unknown(flag))
+        return super().parse_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `message` as the user's mistake."""
+        stop = "" if message.endswith("?") else ";"
+        raise UserError(f"{message}{stop} --help explains all flags")
+
+    def _flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings]
+
+    def _unknown(self, flag: str) -> str:
+        """Say what may have been meant: flags that begin so, else similar ones."""
+        known = self._flags()
+        meant = [other for other in known if other.startswith(flag)]
+        meant = meant or difflib.get_close_matches(flag, known, n=3, cutoff=0.75)
+        question = f"; did you mean {' or '.join(meant)}?" if meant else ""
+        return f"{flag} is no flag of this script{question}"
+
+
+def file_path(text: str) -> Path:
+    """Turn a word of the command line into a path; `~` is the home directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text is no path")
+    return Path(text).expanduser()
+
+
+def optional_path(text: str) -> Path | None:
+    """Turn a word of the command line into a path, an empty one into None: the default place."""
+    return file_path(text) if text else None
+
+
+def model_name(text: str) -> str:
+    """Check the name, path or address of a model."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text names no model")
+    return os.path.expanduser(text)
+
+
+def seed_number(text: str) -> int:
+    """Turn a word of the command line into a seed that every generator takes."""
+    try:
+        seed = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if not -(2**63) <= seed < 2**64:
+        raise argparse.ArgumentTypeError(f"{text} is not from -2**63 to 2**64 - 1")
+    return seed
+
+
+# --- the end of a run --------------------------------------------------------------------------
+
+# Errors of the system that are no mistake of the user's, whatever file they name.
+MACHINE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM),
+    *(errno.EMFILE, errno.ENFILE),
+)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Unwind at the first Ctrl-C, and end at once at the second."""
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+    raise KeyboardInterrupt
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
     raise SystemExit(128 + signum)
+
+
+def _listen_to_signals() -> None:
+    """Let signals outside the training loop clean up and say their code, too."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a shell script
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _tolerate_encodings() -> None:
+    """Write what the terminal has no letters for as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _forget_broken_stderr() -> None:
+    """Keep what could not be written to stderr from turning the exit code into another."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.stderr = None
 
 
 def _is_lost_rank(error: RuntimeError) -> bool:
@@ -48,44 +167,86 @@ def _is_lost_rank(error: RuntimeError) -> bool:
 
 
 def _tell(message: str) -> None:
-    rank = int(os.environ.get("RANK", "0"))
-    prefix = f"rank {rank}: " if rank else ""
+    """Say in one line of stderr, if anybody listens, why the script ends."""
+    rank = os.environ.get("RANK", "0")
+    prefix = f"rank {rank}: " if rank != "0" else ""
     program = Path(sys.argv[0])
     # `python -m transformer.checkpoint` runs .../transformer/checkpoint/__main__.py
     name = ".".join(program.parts[-3:-1]) if program.name == "__main__.py" else program.name
-    print(f"{name}: error: {prefix}{message}", file=sys.stderr, flush=True)
+    line = printable(without_secrets(" ".join(message.split("\n"))))
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{name}: error: {prefix}{line}\n")
+        sys.stderr.flush()
 
 
-def run_script(main: Callable[[], Any]) -> int:
-    """Call `main` and return the exit code; a user's mistake becomes one line on stderr.
+def _fault_code(error: OSError) -> int:
+    """Return 2 where the user named what is not there or not allowed, else 3."""
+    if error.errno in MACHINE_ERRORS:
+        return 3
+    if isinstance(error, PermissionError) and error.filename is not None:
+        named = [word.partition("=")[2] or word for word in sys.argv[1:]]
+        file = os.path.abspath(os.fsdecode(error.filename))
+        return 2 if any(file.startswith(os.path.abspath(word)) for word in named) else 3
+    users = FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError
+    return 2 if isinstance(error, users) else 3
 
-    0: done. 1: the run failed. 2: the user's mistake. 3: a fault of the machine,
-    such as a missing package. 130, 143: interrupted, terminated.
-    """
-    # subtle: a signal that arrives outside the training loop still cleans up and says its code.
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        main()
-    except UserError as error:
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "t allocate memory" in text
+
+
+def _told(error: BaseException) -> int | None:
+    """Tell why the run ended; return the exit code, or None where a traceback says more."""
+    if isinstance(error, UserError):
         # Every rank finds the same mistake; the others leave the main one time to say it.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(2)
         _tell(str(error))
         return 3 if isinstance(error, EnvironmentFault) else 2
+    if isinstance(error, KeyboardInterrupt):
+        _tell("interrupted")
+        return 130
+    if isinstance(error, RunError):
+        _tell(str(error))
+        return 1
+    if isinstance(error, OSError):
+        _tell(str(error))
+        return _fault_code(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        _tell(f"the package {error.name} is missing: pip install -r requirements.txt")
+        return 3
+    if _is_out_of_memory(error):
+        first = (str(error).splitlines() or ["out of memory"])[0]
+        _tell(f"{first}; smaller batches, or more --gradient_accumulation_steps, need less")
+        return 3
+    if isinstance(error, RuntimeError) and _is_lost_rank(error):
+        _tell(f"lost contact with another rank, so the job stops ({str(error).splitlines()[0]})")
+        return 1
+    return None
+
+
+def run_script(main: Callable[[], Any]) -> int:
+    """Call `main` and return the exit code, as the head of this file lists them.
+
+    Whatever is no defect of ours becomes one line on stderr.
+    """
+    if os.name != "posix":
+        _tell("this system is not supported; Linux and macOS are, and Windows by way of WSL")
+        return 3
+    _listen_to_signals()
+    _tolerate_encodings()
+    try:
+        main()
     except BrokenPipeError:
         # The reader of our stdout has left; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (RunError, OSError) as error:
-        _tell(str(error))
-        is_users = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
-        return 2 if is_users else 1
-    except KeyboardInterrupt:
-        _tell("interrupted")
-        return 130
-    except RuntimeError as error:
-        if not _is_lost_rank(error):
+    except (Exception, KeyboardInterrupt) as error:
+        code = _told(error)
+        if code is None:
             raise
-        _tell(f"lost contact with another rank, so the job stops ({str(error).splitlines()[0]})")
-        return 1
+        return code
+    finally:
+        _forget_broken_stderr()
     return 0

@@ -15,6 +15,7 @@ from transformer.distillation.students import freeze_teacher
 from transformer.files import write_json
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.packed_linear import pack_linears
+from transformer.runtime.output_dir import shown_args
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.benchmark import comparison, comparison_table, measure
 from transformer.tasks.classifiers import check_task_fits, load_classifier
@@ -65,7 +66,7 @@ def deliver(args: argparse.Namespace, task: Task, runtime: Runtime) -> None:
     delivery = _plan(args, task, runtime)
     if runtime.is_main:
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(args.output_dir / "eval_args.json", vars(delivery.args), default=str)
+        write_json(args.output_dir / "eval_args.json", shown_args(delivery.args))
     teacher = None
     if delivery.teacher is not None and (args.do_eval or args.benchmark):
         teacher = load_teacher(delivery.teacher, delivery.task, args, runtime)

@@ -20,7 +20,7 @@ from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import load_classifier
 from transformer.tasks.metrics import Results, chance_score, is_better, worst_score
-from transformer.tasks.options import DELIVERIES, stage_of
+from transformer.tasks.options import stage_of
 from transformer.tasks.results import DevSet, evaluate
 from transformer.tasks.table import Task
 from transformer.tokenization import BertTokenizer
@@ -81,11 +81,6 @@ class Run:
         global_batch_size = self.args.train_batch_size * self.runtime.world_size
         order = BatchPlan(self.job.train_set, global_batch_size, self.args.seed)
         return RunPlan([order], self.args.num_train_epochs)
-
-    def lasting_args(self) -> argparse.Namespace:
-        """Return the flags that the trained weights depend on."""
-        kept = {k: v for k, v in vars(self.args).items() if k not in DELIVERIES}
-        return argparse.Namespace(**kept)
 
     def stored_results(self) -> Results:
         """Return the results of a run that is finished, on every rank."""

@@ -252,8 +252,8 @@ TASKS = {_key(task.name): task for task in _ROWS}
 
 # Flags of `add_task_arguments` that decide what a run makes of the same files.
 TASK_FLAGS = (
-    *("task_name", "text_columns", "label_column", "labels", "regression", "best_metric"),
-    *("no_header", "errors"),
+    *("task_name", "text_columns", "label_column", "labels", "regression", "multi_label"),
+    *("best_metric", "no_header", "errors"),
 )
 
 

@@ -8,7 +8,6 @@ number of rows: rows are read, tokenised and written in chunks.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from array import array
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer.files import UserError, file_lock
+from transformer.runtime.fingerprint import digest_of, file_digest
 from transformer.runtime.parallel import ordered_map
 from transformer.runtime.progress import Progress
 from transformer.tasks.files import BLANK, LabelReader, RowReader
@@ -225,7 +225,7 @@ class TokenCache:
                 known.update(
                     kind(originals, task, task.train, labelled=True, errors=self.errors).hashes()
                 )
-        key = self._key(path, data, task, known)
+        key = self._fingerprint(path, data, task, known)
         store = self.directory / f"{file_name(task.name)}-{path.stem}-{key}"
         # A store that is there is whole; who only reads needs no permission for its lock.
         if not (store / "meta.json").is_file():
@@ -238,20 +238,18 @@ class TokenCache:
         _report(path, task, dataset)
         return dataset
 
-    def _key(self, path: Path, data: Input, task: Task, known: set[int] | None) -> str:
+    def _fingerprint(self, path: Path, data: Input, task: Task, known: set[int] | None) -> str:
         """Return a digest of everything that the store depends on."""
-        facts = [
+        return digest_of(
             CACHE_VERSION,
-            _digest(path),
+            file_digest(path),
             known is not None and sorted(known),
-            hashlib.sha256(json.dumps(self.tokenizer.vocab).encode()).hexdigest(),
-            self.tokenizer.settings,
+            self.tokenizer.fingerprint,
             self.max_seq_length,
             task.labels,
             data.facts,
             (data.delimiter, self.errors, self.allow_short),
-        ]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        )
 
     def _write(self, path: Path, store: Path, data: Input, known: set[int] | None) -> None:
         writer = PackedWriter(
@@ -307,15 +305,6 @@ def _lock_of(store: Path) -> Path:
 def _row_hash(texts: Texts) -> int:
     digest = hashlib.blake2b("\t".join(texts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def file_name(name: str) -> str:

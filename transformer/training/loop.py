@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from transformer.optimization import BertAdam, parameter_groups
+from transformer.runtime.fingerprint import Fingerprint
 from transformer.runtime.metrics_log import MetricsLog, save_curves, sum_by_kind
 from transformer.runtime.progress import Progress, Speed, closing_summary
 from transformer.runtime.ranks import Runtime, seed_step
@@ -88,13 +89,13 @@ def begin_state(
     runtime: Runtime,
     total_steps: int,
     saved: dict[str, Any] | None,
-    identity: dict[str, str],
+    fingerprint: Fingerprint,
 ) -> RunState:
     """Set up optimizer, meter and metrics of a run, and go on from what was saved.
 
     Args:
         saved: from `read_state`; None begins at step 0.
-        identity: from `fingerprint`.
+        fingerprint: of the run.
     """
     optimizer, scaler = build_optimizer(student, args, total_steps, runtime)
     metrics = MetricsLog(
@@ -102,7 +103,7 @@ def begin_state(
         offset=saved["metrics_offset"] if saved else 0,
         tensorboard_dir=args.output_dir / "tensorboard" if args.tensorboard else None,
     )
-    state = RunState(student, optimizer, scaler, LossMeter(runtime.device), metrics, identity)
+    state = RunState(student, optimizer, scaler, LossMeter(runtime.device), metrics, fingerprint)
     if saved:
         state.restore(saved, runtime)
         logger.info("going on from step %d of %d", state.step, total_steps)

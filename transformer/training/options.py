@@ -8,6 +8,16 @@ import math
 from transformer.files import UserError
 from transformer.runtime.output_dir import restarted
 
+# Flags of `add_training_arguments` that decide the result of a run.
+TRAINING_FLAGS = (
+    *("train_batch_size", "eval_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("weight_decay", "num_train_epochs", "warmup_proportion", "compile"),
+    *("eval_step", "log_steps"),
+)
+
+# The schedule is planned by the epoch, and a batch is in memory.
+MOST_EPOCHS, MOST_EXAMPLES, MOST_STEPS = 1_000_000, 1_000_000, 10**12
+
 COUNT_FLAGS = (
     *("train_batch_size", "eval_batch_size", "gradient_accumulation_steps"),
     *("eval_step", "save_steps", "log_steps"),
@@ -88,24 +98,20 @@ def check_training_arguments(args: argparse.Namespace) -> None:
     Raises:
         UserError: a value that no run can use.
     """
-    counts = [
-        "train_batch_size",
-        "eval_batch_size",
-        "gradient_accumulation_steps",
-        "eval_step",
-        "save_steps",
-        "log_steps",
-    ]
-    for name in counts:
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: give a number of 1 or more")
+    for name in COUNT_FLAGS:
+        most = MOST_EXAMPLES if name.endswith("batch_size") else MOST_STEPS
+        if not 1 <= getattr(args, name) <= most:
+            raise UserError(f"--{name} {getattr(args, name)}: give a number from 1 to {most:,}")
     if args.gradient_accumulation_steps > args.train_batch_size:
         raise UserError(
             f"--gradient_accumulation_steps {args.gradient_accumulation_steps} cannot cut a "
             f"--train_batch_size of {args.train_batch_size}; give at most as many steps as examples"
         )
-    if args.num_train_epochs is not None and not 0 < args.num_train_epochs < math.inf:
-        raise UserError(f"--num_train_epochs {args.num_train_epochs}: give a number above 0")
+    if args.num_train_epochs is not None and not 0 < args.num_train_epochs <= MOST_EPOCHS:
+        raise UserError(
+            f"--num_train_epochs {args.num_train_epochs}: give a number above 0, at most "
+            f"{MOST_EPOCHS:,}; a run is stopped by Ctrl-C and goes on with --resume"
+        )
     if not 0 <= args.warmup_proportion < 1:
         raise UserError(
             f"--warmup_proportion {args.warmup_proportion}: give a share from 0 to below 1"

@@ -1,4 +1,4 @@
-"""What makes a run survive being killed: one state file, one fingerprint, one way to stop."""
+"""What makes a run survive being killed: one state file, and one way to stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 
 from transformer.checkpoint.weight_files import save_torch
 from transformer.files import UserError
+from transformer.runtime.fingerprint import Fingerprint, check_fingerprint
 from transformer.runtime.metrics_log import MetricsLog
 from transformer.runtime.ranks import Runtime
 from transformer.training.meter import LossMeter
@@ -25,45 +25,6 @@ from transformer.training.meter import LossMeter
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "training_state.pt"
-
-# Flags that may change between the parts of an interrupted run: none of them moves a weight.
-FREE_ON_RESUME = {
-    *("output_dir", "resume", "overwrite_output_dir", "local_rank", "no_cuda", "precision", "fp16"),
-    *("cache_dir", "data_url", "num_workers", "reduce_memory", "save_steps", "tensorboard"),
-    *("save_safetensors", "save_bin"),
-}
-
-
-def fingerprint(args: argparse.Namespace, runtime: Runtime, **facts: Any) -> dict[str, str]:
-    """Return what must be the same in all parts of a run: flags, ranks, precision and `facts`."""
-    values = {f"--{k}": v for k, v in sorted(vars(args).items()) if k not in FREE_ON_RESUME}
-    values |= {"ranks": runtime.world_size, "precision": runtime.dtype, **facts}
-    return {name: str(_resolved(value)) for name, value in values.items()}
-
-
-def _resolved(value: Any) -> Any:
-    """Make a path that exists absolute, so that a run can go on from another directory."""
-    if isinstance(value, str | Path) and str(value) and Path(value).exists():
-        return Path(value).resolve()
-    return value
-
-
-def check_same_run(saved: dict[str, str], now: dict[str, str]) -> None:
-    """Check that a run goes on as it was begun.
-
-    Raises:
-        UserError: something differs; names each thing with both values.
-    """
-    changed = [
-        f"{name} was {saved.get(name, 'not given')} and is now {now.get(name, 'not given')}"
-        for name in sorted(saved.keys() | now.keys())
-        if saved.get(name) != now.get(name)
-    ]
-    if changed:
-        raise UserError(
-            f"--resume: {'; '.join(changed)}. Give what the run was begun with, or begin anew "
-            "with --overwrite_output_dir"
-        )
 
 
 @dataclass
@@ -79,7 +40,7 @@ class RunState:
     scaler: torch.amp.GradScaler
     meter: LossMeter
     metrics: MetricsLog
-    fingerprint: dict[str, str]
+    fingerprint: Fingerprint
     step: int = 0
     best_score: float | None = None
     best_step: int = 0
@@ -106,13 +67,26 @@ class RunState:
         save_torch(state, output_dir / STATE_FILE)
 
     def restore(self, state: dict[str, Any], runtime: Runtime) -> None:
-        """Take over what `read_state` gave."""
-        self.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.meter.load_state_dict(state["meters"][runtime.rank])
-        self.step, self.facts = state["step"], state["facts"]
-        self.best_score, self.best_step = state["best_score"], state["best_step"]
+        """Take over what `read_state` gave.
+
+        Raises:
+            UserError: it is not what a run of this model saves.
+        """
+        try:
+            self.student.load_state_dict(state["student"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.meter.load_state_dict(state["meters"][runtime.rank])
+            self.step, self.facts = state["step"], state["facts"]
+            self.best_score, self.best_step = state["best_score"], state["best_step"]
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+            raise UserError(DAMAGED.format(STATE_FILE)) from None
+
+
+DAMAGED = (
+    "--resume: {} is damaged, or no training state of this run; put back a copy, or begin anew "
+    "with --overwrite_output_dir"
+)
 
 
 def read_state(output_dir: Path, runtime: Runtime) -> dict[str, Any] | None:
@@ -121,27 +95,44 @@ def read_state(output_dir: Path, runtime: Runtime) -> dict[str, Any] | None:
     Raises:
         UserError: the file is not one of ours.
     """
-    state = None
-    path = output_dir / STATE_FILE
-    if runtime.is_main and path.exists():
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-            raise UserError(f"{path} cannot be read as a training state: {error}") from error
-    return runtime.broadcast_object(state)
+    return runtime.on_main(lambda: _read_state(output_dir / STATE_FILE))
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # a damaged pickle can raise anything, and torch's advice is no good here
+        raise UserError(DAMAGED.format(path)) from None
+    is_ours = (
+        isinstance(state, dict)
+        and isinstance(state.get("fingerprint"), dict)
+        and isinstance(state.get("finished"), bool)
+        and isinstance(state.get("step"), int)
+        and (state["finished"] or {"student", "optimizer", "metrics_offset"} <= state.keys())
+    )
+    if not is_ours:
+        raise UserError(DAMAGED.format(path))
+    return state
 
 
 def earlier_state(
-    args: argparse.Namespace, runtime: Runtime, identity: dict[str, str]
+    args: argparse.Namespace, runtime: Runtime, now: Fingerprint
 ) -> dict[str, Any] | None:
     """Return what a run with --resume goes on from; None begins one.
 
+    Args:
+        now: what decides the result of the run as it is started now.
+
     Raises:
-        UserError: what was saved is of a run with other settings.
+        UserError: what was saved is of a run with another fingerprint.
     """
     saved = read_state(args.output_dir, runtime) if args.resume else None
     if saved is not None:
-        check_same_run(saved["fingerprint"], identity)
+        check_fingerprint(saved["fingerprint"], now, args.output_dir, "--overwrite_output_dir")
         if saved["finished"]:
             logger.info("the run in %s is finished: nothing to do", args.output_dir)
     return saved

@@ -1,0 +1,135 @@
+"""How a script ends, whoever listens: signals, streams that are closed or full, odd encodings."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from transformer.files import UserError, without_secrets
+from transformer.runtime.progress import printable
+from transformer.runtime.script import ScriptParser
+
+ROOT = Path(__file__).resolve().parents[2]
+
+HEAD = f"""
+import logging, os, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from transformer.runtime.progress import Progress, setup_logging
+from transformer.runtime.script import run_script
+"""
+
+
+def start(main: str, *, redirect: str = "", **variables: str) -> subprocess.Popen:
+    """Start `main`, the body of a function, as a script of ours."""
+    program = f"{HEAD}def main():\n{textwrap.indent(textwrap.dedent(main), '    ')}\n"
+    program += "sys.exit(run_script(main))"
+    command = ["bash", "-c", f'exec "$0" -c "$1" {redirect}', sys.executable, program]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env={**os.environ, **variables}, **streams)
+
+
+# --- nobody listens ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full", ">&- 2>&-"])
+@pytest.mark.parametrize("ending", ["", "raise KeyboardInterrupt"])
+def test_a_log_line_that_cannot_be_written_ends_no_run(redirect: str, ending: str) -> None:
+    main = f"""
+        setup_logging()
+        with Progress(3, description="train", log_every=1) as progress:
+            for step in range(3):
+                logging.getLogger("x").warning("step %d", step)
+                progress.update()
+        {ending}
+    """
+    process = start(main, redirect=redirect)
+    process.communicate(timeout=60)
+    assert process.returncode == (130 if ending else 0)
+
+
+def test_what_the_terminal_has_no_letters_for_is_escaped() -> None:
+    process = start('print("größe \\udcff")', PYTHONIOENCODING="ascii")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "gr\\xf6\\xdfe \\udcff\n"), err
+
+
+# --- signals -----------------------------------------------------------------------------------
+
+STUBBORN = """
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaning up", flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_ends_the_clean_up_too(signum: int, code: int) -> None:
+    with start(STUBBORN) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signum)
+        assert process.stdout.readline() == "cleaning up\n"
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (code, "")
+
+
+# --- what is shown -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:p@ss@host/a", "https://host/a"),
+        ("s3://key:secret@bucket/x, or", "s3://bucket/x, or"),
+        ("https:/me:pass@host/a", "https:/host/a"),  # as a Path writes it
+        ("https://host/a?X-Amz-Signature=12&b=3: no answer", "https://host/a?...: no answer"),
+        ("'https://host/a?sig=1'", "'https://host/a?...'"),
+        ("mail me@host, what? yes", "mail me@host, what? yes"),
+        ("https://host/a#sha256=12", "https://host/a#sha256=12"),
+    ],
+)
+def test_secrets_of_addresses_are_not_shown(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+
+
+def test_data_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2J\r\x07\x9b\u202eb") == "a\\x1b[2J\\r\\x07\\x9b\\u202eb"
+    assert printable("größe\t電影\n") == "größe\t電影\n"
+
+
+def test_log_lines_are_cleaned() -> None:
+    main = """
+        setup_logging()
+        logging.getLogger("x").warning("read %s: \\x1b[31m", "https://a:b@host/x?sig=1")
+    """
+    _, err = start(main).communicate(timeout=60)
+    assert err.endswith(" read https://host/x?...: \\x1b[31m\n")
+
+
+# --- the parser --------------------------------------------------------------------------------
+
+
+def test_a_script_without_documentation_has_a_parser() -> None:
+    """As under `python -OO`."""
+    assert "--seed" not in ScriptParser(None).format_help()
+    assert ScriptParser("First.\n\nSecond.").description == "First."
+
+
+def test_flags_are_given_in_full() -> None:
+    parser = ScriptParser("")
+    parser.add_argument("--train_batch_size", type=int)
+    parser.add_argument("words", nargs="*")
+    assert parser.parse_args(["--train_batch_size=3", "--", "--train"]).words == ["--train"]
+    with pytest.raises(UserError, match="--train is no flag .* did you mean --train_batch_size?"):
+        parser.parse_args(["--train", "3"])
+    with pytest.raises(UserError, match="did you mean --train_batch_size?"):
+        parser.parse_args(["--train_batchsize=3"])

@@ -1,0 +1,453 @@
+"""The messages of the scripts: for each mistake the command, the exit code and the one line.
+
+A row is a complete and right command with one thing changed (None leaves a flag out, True gives it
+without a value); {out}, {task}, ... stand for the places of `script_runs.make_setting`, and ...
+for any words. To add one, write the command and what the user should read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from script_runs import ARGUMENTS, Finished
+
+PREGENERATE, GENERAL = "pregenerate_training_data.py", "general_distill.py"
+AUGMENT, TASK = "data_augmentation.py", "task_distill.py"
+
+
+class Mistake(NamedTuple):
+    """A changed command, what the user reads after "SCRIPT: error: ", and the exit code."""
+
+    script: str
+    changes: dict[str, Any]
+    line: str
+    code: int = 2
+
+
+MISTAKES = [
+    # --- the command line
+    Mistake(
+        GENERAL,
+        {"pregenerated_dta": "x"},
+        "--pregenerated_dta is no flag of this script; did you mean --pregenerated_data? "
+        "--help explains all flags",
+    ),
+    Mistake(
+        TASK,
+        {"pred": True},
+        "--pred is no flag of this script; did you mean --pred_distill or --predict or "
+        "--prediction_loss? --help explains all flags",
+    ),
+    Mistake(
+        AUGMENT,
+        {"no_such_flag": "1"},
+        "--no_such_flag is no flag of this script; --help explains all flags",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"output_dir": None},
+        "the following arguments are required: --output_dir; --help explains all flags",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"seed": "x"},
+        "argument --seed: 'x' is no whole number; --help explains all flags",
+    ),
+    Mistake(
+        GENERAL,
+        {"precision": "fp8"},
+        "argument --precision: invalid choice: 'fp8' (choose from 'auto', 'fp32', 'bf16', "
+        "'fp16'); --help explains all flags",
+    ),
+    Mistake(
+        GENERAL,
+        {"seed": "1180591620717411303424"},
+        "argument --seed: 1180591620717411303424 is not from -2**63 to 2**64 - 1; --help "
+        "explains all flags",
+    ),
+    Mistake(
+        TASK,
+        {"seed": "-1180591620717411303424"},
+        "argument --seed: -1180591620717411303424 is not from -2**63 to 2**64 - 1; --help "
+        "explains all flags",
+    ),
+    Mistake(
+        TASK,
+        {"output_dir": ""},
+        "argument --output_dir: an empty text is no path; --help explains all flags",
+    ),
+    Mistake(
+        TASK,
+        {"student_model": ""},
+        "argument --student_model: an empty text names no model; --help explains all flags",
+    ),
+    Mistake(
+        GENERAL,
+        {"teacher_model": ""},
+        "argument --teacher_model: an empty text names no model; --help explains all flags",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"bert_model": ""},
+        "argument --bert_model: an empty text names no model; --help explains all flags",
+    ),
+    Mistake(
+        AUGMENT,
+        {"output": ""},
+        "argument --output: an empty text is no path; --help explains all flags",
+    ),
+    # --- pregeneration
+    Mistake(
+        PREGENERATE,
+        {"train_corpus": "nowhere.txt"},
+        "--train_corpus nowhere.txt: no such file, and no file matches it",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"bert_model": "/nowhere"},
+        "/nowhere: no such file or directory",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"masked_lm_prob": 2},
+        "--masked_lm_prob 2.0: give a number from 0.0 to 1.0",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"num_workers": 0},
+        "--num_workers 0: give a number from 1 to 1024",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"epochs_to_generate": 0},
+        "--epochs_to_generate 0: give a number from 1 to 1048576",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"max_seq_len": 4},
+        "--max_seq_len 4: give a number from 5 to 32768",
+    ),
+    Mistake(
+        PREGENERATE,
+        {
+            "train_corpus": "nowhere.txt",
+            "bert_model": "{bert}",
+            "output_dir": "{bert}",
+            "overwrite_output_dir": True,
+        },
+        "--bert_model {bert} would be overwritten by the run in --output_dir {bert}; give "
+        "another directory",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"output_dir": "{bert}"},
+        "--bert_model {bert} would be overwritten by the run in --output_dir {bert}; give "
+        "another directory",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"output_dir": "{bert}", "overwrite_output_dir": True},
+        "--bert_model {bert} would be overwritten by the run in --output_dir {bert}; give "
+        "another directory",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"output_dir": "{task}", "overwrite_output_dir": True},
+        "--overwrite_output_dir: {task} holds files (dev.tsv, ...) but no run of this "
+        "toolkit (no args.json of ours), so nothing in it is replaced; give another directory",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"output_dir": "{corpus}"},
+        "--train_corpus {corpus} would be overwritten by the run in --output_dir {corpus}; "
+        "give another directory",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"output_dir": "{task}", "resume": True},
+        "--resume: {task} holds files but no run (no args.json); give another directory",
+    ),
+    Mistake(
+        PREGENERATE,
+        {"resume": True, "overwrite_output_dir": True},
+        "--resume and --overwrite_output_dir contradict each other; give one",
+    ),
+    # --- general distillation
+    Mistake(
+        GENERAL,
+        {"pregenerated_data": "/nowhere"},
+        "--pregenerated_data /nowhere: no such directory",
+    ),
+    Mistake(
+        GENERAL,
+        {"teacher_model": "/nowhere"},
+        "/nowhere: no such file or directory",
+    ),
+    Mistake(
+        GENERAL,
+        {"student_model": "/nowhere"},
+        "/nowhere: no such file or directory",
+    ),
+    Mistake(
+        GENERAL,
+        {"max_seq_length": 128},
+        "--max_seq_length 128: the student has 64 positions, the teacher 64; use at most 64",
+    ),
+    Mistake(
+        GENERAL,
+        {"fp16": True, "no_cuda": True},
+        "fp16 needs a GPU; on a CPU give --precision auto, bf16 or fp32",
+    ),
+    Mistake(
+        GENERAL,
+        {"precision": "fp16", "no_cuda": True},
+        "fp16 needs a GPU; on a CPU give --precision auto, bf16 or fp32",
+    ),
+    Mistake(
+        GENERAL,
+        {"num_train_epochs": 0},
+        "--num_train_epochs 0.0: give a number above 0, at most 1,000,000; a run is stopped "
+        "by Ctrl-C and goes on with --resume",
+    ),
+    Mistake(
+        GENERAL,
+        {"num_train_epochs": "1e9"},
+        "--num_train_epochs 1000000000.0: give a number above 0, at most 1,000,000; a run is "
+        "stopped by Ctrl-C and goes on with --resume",
+    ),
+    Mistake(
+        GENERAL,
+        {"train_batch_size": 0},
+        "--train_batch_size 0: give a number from 1 to 1,000,000",
+    ),
+    Mistake(
+        GENERAL,
+        {"train_batch_size": 1000000000},
+        "--train_batch_size 1000000000: give a number from 1 to 1,000,000",
+    ),
+    Mistake(
+        GENERAL,
+        {"gradient_accumulation_steps": 64},
+        "--gradient_accumulation_steps 64 cannot cut a --train_batch_size of 32; give at "
+        "most as many steps as examples",
+    ),
+    Mistake(
+        GENERAL,
+        {"layer_mapping": "1,9"},
+        "--layer_mapping 1,9: teacher layers are 1 to 4 (0 leaves a student layer out, but "
+        "not all of them)",
+    ),
+    Mistake(
+        GENERAL,
+        {"attention_weight": -1},
+        "--attention_weight, --hidden_weight, --embedding_weight: -1.0, 1.0, 1.0; give "
+        "numbers of 0 or more, of which at least one is above 0",
+    ),
+    Mistake(
+        GENERAL,
+        {"output_dir": "{student}", "overwrite_output_dir": True},
+        "--student_model {student} would be overwritten by the run in --output_dir "
+        "{student}; give another directory",
+    ),
+    Mistake(
+        GENERAL,
+        {"data_url": "ftp://me:pass@host/x"},
+        "--data_url ftp://host/x: give s3://BUCKET/PREFIX or a directory",
+    ),
+    Mistake(
+        GENERAL,
+        {"teacher_model": "ftp://me:pass@host/x?sig=abc"},
+        "ftp://host/x?...: unknown kind of address; http://, https:// and s3:// are read",
+    ),
+    Mistake(
+        GENERAL,
+        {"data_url": "{out}/copy"},
+        "--data_url {out}/copy lies in --output_dir {out}, of which it gets a copy; give a "
+        "directory outside",
+    ),
+    # --- augmentation
+    Mistake(
+        AUGMENT,
+        {"task_name": "SST2x"},
+        "--task_name: unknown task 'SST2x'; choose from CoLA, SST-2, ..., or describe your own "
+        "with --text_columns and --label_column",
+    ),
+    Mistake(
+        AUGMENT,
+        {"glue_dir": "/nowhere"},
+        "--glue_dir: /nowhere/SST-2 is not a directory",
+    ),
+    Mistake(
+        AUGMENT,
+        {"glove_embs": "/nowhere"},
+        "--glove_embs /nowhere: no such file; give a text file of word vectors",
+    ),
+    Mistake(
+        AUGMENT,
+        {"p": 1.5},
+        "--p 1.5: a probability above 0 and up to 1",
+    ),
+    Mistake(
+        AUGMENT,
+        {"N": 1000000000},
+        "--N 1000000000: give a number from 1 to 10,000",
+    ),
+    Mistake(
+        AUGMENT,
+        {"glove_words": "1180591620717411303424"},
+        "--glove_words 1180591620717411303424: give a number from 0 to 1,000,000,000",
+    ),
+    Mistake(
+        AUGMENT,
+        {"pretrained_bert_model": None},
+        "--pretrained_bert_model is needed, or --glove_only to do without",
+    ),
+    Mistake(
+        AUGMENT,
+        {"output": "{task}/train.tsv", "overwrite_output": True},
+        "--output {task}/train.tsv is the training file itself",
+    ),
+    Mistake(
+        AUGMENT,
+        {"output": "{task}/dev.tsv"},
+        "{task}/dev.tsv exists: give --overwrite_output to replace it, or another --output",
+    ),
+    Mistake(
+        AUGMENT,
+        {"output": "{task}/dev.tsv", "overwrite_output": True},
+        "--overwrite_output: {task}/dev.tsv was not made by this script (no dev.args.json "
+        "beside it), so it is not replaced; give another --output",
+    ),
+    # --- task distillation
+    Mistake(
+        TASK,
+        {"task_name": "sst5"},
+        "--task_name: unknown task 'sst5'; choose from CoLA, SST-2, ..., or describe your own "
+        "with --text_columns and --label_column",
+    ),
+    Mistake(
+        TASK,
+        {"data_dir": "/nowhere"},
+        "--data_dir /nowhere: no such directory",
+    ),
+    Mistake(
+        TASK,
+        {"teacher_model": None},
+        "--teacher_model is needed for distillation: a model fine-tuned on the task (make "
+        "one with --finetune); --finetune, --do_eval and --do_predict need none",
+    ),
+    Mistake(
+        TASK,
+        {"student_model": "/nowhere"},
+        "/nowhere: no such file or directory",
+    ),
+    Mistake(
+        TASK,
+        {"aug_train": True},
+        "--aug_train: {task} holds no train_aug.tsv; make it with data_augmentation.py, or "
+        "leave the flag out to train on the task's own data",
+    ),
+    Mistake(
+        TASK,
+        {"temperature": 0, "pred_distill": True},
+        "--temperature 0.0: give a number above 0",
+    ),
+    Mistake(
+        TASK,
+        {"best_metric": "pearson"},
+        "--best_metric: 'pearson' for SST-2; choose acc, f1, acc_and_f1, macro_f1, mcc",
+    ),
+    Mistake(
+        TASK,
+        {"finetune": True, "pred_distill": True},
+        "--finetune and --pred_distill contradict each other; give one",
+    ),
+    Mistake(
+        TASK,
+        {"do_eval": True, "export_onnx": "{task}/train.tsv"},
+        "--export_onnx would replace {task}/train.tsv, which is not an ONNX graph; move it away",
+    ),
+    Mistake(
+        TASK,
+        {"do_eval": True, "export_onnx": "{task}"},
+        "--export_onnx: {task} is a directory; give a file",
+    ),
+    Mistake(
+        TASK,
+        {"do_eval": True, "export_onnx": "/nowhere/x.onnx"},
+        "--export_onnx /nowhere/x.onnx: no such directory; create /nowhere first",
+    ),
+    Mistake(
+        TASK,
+        {"output_dir": "{teacher}", "overwrite_output_dir": True},
+        "--teacher_model {teacher} would be overwritten by the run in --output_dir "
+        "{teacher}; give another directory",
+    ),
+    Mistake(
+        TASK,
+        {"output_dir": "{task}", "overwrite_output_dir": True},
+        "--data_dir {task} would be overwritten by the run in --output_dir {task}; give "
+        "another directory",
+    ),
+    Mistake(
+        TASK,
+        {"student_model": "\x1b[31mred"},
+        "\\x1b[31mred: no such file or directory",
+    ),
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.script[:3]}-{'-'.join(m.changes)}")
+def test_a_mistake_is_one_line(
+    mistake: Mistake, setting: dict[str, Path], run: Callable[..., Finished]
+) -> None:
+    changes = {
+        name: value.format(**setting) if isinstance(value, str) else value
+        for name, value in mistake.changes.items()
+    }
+    before = everything_in(setting["task"].parents[1])
+    end = run(mistake.script, *ARGUMENTS[mistake.script](setting, **changes))
+    told = [line for line in end.stderr.splitlines() if "error:" in line]
+    expected = re.escape(f"{mistake.script}: error: {mistake.line.format(**setting)}")
+    assert len(told) == 1, end.stderr
+    assert re.fullmatch(expected.replace(r"\.\.\.", ".*"), told[0]), told[0]
+    assert end.stderr.splitlines()[-1] == told[0], "the mistake is the last that is said"
+    assert end.code == mistake.code
+    assert everything_in(setting["task"].parents[1]) == before, "nothing is left behind"
+
+
+def everything_in(directory: Path) -> set[str]:
+    """Return the paths of all files and directories, but for caches."""
+    found = {str(path.relative_to(directory)) for path in directory.rglob("*")}
+    return {path for path in found if ".cache" not in path and ".packed" not in path}
+
+
+LAUNCHERS = [
+    ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK=x in the environment: a whole number from 0 to 1"),
+    ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 in the environment: a whole number from 0 to 1"),
+    ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment: a whole number from 1 "),
+    (
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "-1"},
+        "LOCAL_RANK=-1 in the environment: a whole number from 0 to 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("variables", "line"), LAUNCHERS)
+def test_a_launchers_mistake_is_one_line(
+    variables: dict[str, str],
+    line: str,
+    setting: dict[str, Path],
+    run: Callable[..., Finished],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    end = run(GENERAL, *ARGUMENTS[GENERAL](setting))
+    assert (end.code, line in end.stderr) == (2, True), end.stderr
+    assert len([row for row in end.stderr.splitlines() if "error:" in row]) == 1
