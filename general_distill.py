@@ -31,7 +31,7 @@ from transformer.distillation.layers import (
     add_distillation_arguments,
     plan_comparisons,
 )
-from transformer.distillation.objectives import Objective, mean_loss
+from transformer.distillation.objectives import Objective, mean_loss, with_variances
 from transformer.distillation.start import (
     START_FLAGS,
     add_start_arguments,
@@ -46,6 +46,7 @@ from transformer.distillation.students import (
     check_vocabularies,
     freeze_unread,
     prepare_teacher,
+    set_dropout,
     student_changes,
 )
 from transformer.file_utils import cached_path, upload
@@ -246,6 +247,7 @@ def load_models(
     if args.init_from_teacher and text is not None:
         batches = text_of(args, text, pair.tokenizer)
         report = begin_from_teacher(student, teacher, args.init_from_teacher, batches, runtime)
+    set_dropout(student, args.student_dropout or 0.0)
     objective = Objective(
         pair.comparisons,
         prepare_teacher(teacher, runtime, compiled=args.compile),
@@ -391,6 +393,7 @@ def train(
         return
     text = held_out.dataset if saved is None else None
     student, objective, report = load_models(pair, text, args, runtime)
+    objective = with_variances(objective, held_out.dataset, args.eval_batch_size, runtime)
     directory.begin(args)
 
     state = begin_state(student, args, runtime, plan.total_steps, saved, decides)

@@ -13,8 +13,9 @@
     torchrun --nproc_per_node=8 task_distill.py ...                 the same on eight GPUs
 
 The two stages are those of section 3.2 of arXiv 1909.10351: the intermediate one (the default)
-teaches the teacher's layers, --pred_distill its predictions. --do_eval, --do_predict, --benchmark
-and --export_onnx alone train nothing; with --finetune or --pred_distill they follow the training.
+teaches the teacher's layers, --pred_distill its predictions; --joint teaches both at once.
+--do_eval, --do_predict, --benchmark and --export_onnx alone train nothing; with --finetune,
+--pred_distill or --joint they follow the training.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ INPUTS = ("data_dir", "student_model", "teacher_model")
 
 # Flags that decide the result of a training, beside the content of what is read.
 DECISIVE = (
-    *("finetune", "pred_distill", "aug_train", "max_seq_length", "seed"),
+    *("finetune", "pred_distill", "joint", "aug_train", "max_seq_length", "seed"),
     *("temperature", "prediction_loss", "original_soft_ce"),
     *("hard_labels", "hard_label_weight", "hard_labels_on_augmented"),
     *TASK_FLAGS,
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what to do").add_argument
     add("--finetune", action="store_true", help="train --student_model on gold labels: a teacher")
     add("--pred_distill", action="store_true", help="teach predictions instead of layers")
+    add("--joint", action="store_true", help="teach layers and predictions in one stage")
     add("--do_eval", action="store_true", help="measure on the dev set: eval_results.txt and .json")
     add("--do_predict", action="store_true", help="label the test set, in the leaderboard's format")
     add("--benchmark", action="store_true", help="size, FLOPs and speed, beside --teacher_model's")

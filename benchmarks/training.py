@@ -258,7 +258,13 @@ def ours_training(
     """Return the seconds of an epoch, after another one that warms up."""
     plan = RunPlan([BatchPlan(dataset, args.batch_size, seed=0)], epochs=2)
     half = plan.total_steps // 2
-    options = argparse.Namespace(learning_rate=5e-5, weight_decay=0.01, warmup_proportion=0.1)
+    options = argparse.Namespace(
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        warmup_proportion=0.1,
+        schedule="warmup_linear",
+        bias_correction=False,
+    )
     optimizer, scaler = build_optimizer(student, options, plan.total_steps, runtime)
     state = RunState(student, optimizer, scaler, LossMeter(runtime.device), MetricsLog(None), {})
     batches = step_batches(plan, runtime, first_step=1, accumulation=1, pad_token_id=0)

@@ -28,16 +28,16 @@ DYING = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 import general_distill
-take_step = general_distill.take_step
+from transformer.training import loop
+take_step = loop.take_step
 def dying(*args):
     take_step(*args)
     is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if is_first and os.environ["RANK"] == "1" and args[2].step == 7:
         os.kill(os.getpid(), signal.SIGKILL)
-general_distill.take_step = dying
+loop.take_step = dying
 sys.exit(general_distill.run_script(general_distill.main))
 """
-QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def command(tmp_path, make_checkpoint, tiny_config) -> Callable[..., list[str]]:
     """Return a function that makes the command line of a run of 10 steps; 33 examples an epoch."""
     data = write_epochs(tmp_path / "data", tiny_vocabulary(), examples=34)
     teacher = make_checkpoint("teacher", BertForPreTraining)
-    student = write_student(tmp_path / "student", tiny_config, **QUIET)
+    student = write_student(tmp_path / "student", tiny_config)
 
     def make(*more: str, **changes: object) -> list[str]:
         flags = {
@@ -89,10 +89,9 @@ def test_two_ranks_equal_one_with_twice_the_batch(tmp_path, command, accumulatio
         assert np.allclose(theirs[name], tensor, atol=2e-4), name
 
 
-def test_dropout_differs_between_ranks(tmp_path, command, tiny_config):
+def test_dropout_differs_between_ranks(tmp_path, command):
     """With dropout on, two ranks are not one rank with twice the batch."""
-    noisy = write_student(tmp_path / "noisy", tiny_config)
-    argv = command(output_dir=tmp_path / "two", train_batch_size=4, student_model=noisy)
+    argv = command(output_dir=tmp_path / "two", train_batch_size=4, student_dropout=0.1)
     log = tmp_path / "log"
 
     def watch() -> None:
@@ -120,15 +119,15 @@ def test_terminated_job_saves_and_resumes(tmp_path, command):
     finish(ForkedRun(command(output_dir=expected), log=log, ranks=2))
 
     def slowly() -> None:
-        import general_distill
+        from transformer.training import loop
 
-        take_step = general_distill.take_step
+        take_step = loop.take_step
 
         def waiting(*args: object) -> None:
             take_step(*args)
             time.sleep(0.2)
 
-        general_distill.take_step = waiting
+        loop.take_step = waiting
 
     run = ForkedRun(command(output_dir=out), log=log, ranks=2, prepare=slowly)
     while not (out / "metrics.jsonl").exists() or len(metrics_of(out)) < 2:
@@ -152,16 +151,16 @@ def test_other_number_of_ranks_cannot_resume(tmp_path, command):
 
 def test_survivors_of_a_lost_rank_leave_with_a_message(tmp_path, command):
     def die_at_step_three() -> None:
-        import general_distill
+        from transformer.training import loop
 
-        take_step = general_distill.take_step
+        take_step = loop.take_step
 
         def dying(*args: object) -> None:
             take_step(*args)
             if os.environ["RANK"] == "1" and args[2].step == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        general_distill.take_step = dying
+        loop.take_step = dying
 
     log = tmp_path / "log"
     argv = command(output_dir=tmp_path / "out")

@@ -35,20 +35,22 @@ def reference_factor(schedule: str, step: int, total: int, warmup: float) -> flo
     return 0.5 * (1 + math.cos(math.pi * (x - warmup) / (1 - warmup)))
 
 
-def reference_adam(values, gradients, rates, decay, b1=0.9, b2=0.999, e=1e-6, limit=1.0):
-    """BertAdam on one tensor, in float64."""
+def reference_adam(values, gradients, rates, decay, corrected, b1=0.9, b2=0.999, e=1e-6, limit=1.0):
+    """BertAdam on one tensor, in float64; `corrected` as algorithm 1 of arXiv 1412.6980."""
     p = values.astype(np.float64)
     m, v = np.zeros_like(p), np.zeros_like(p)
-    for gradient, rate in zip(gradients, rates, strict=True):
+    for n, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
         g = gradient * min(1.0, limit / (np.sqrt((gradient**2).sum()) + 1e-6))
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * g**2
-        p = p - rate * (m / (np.sqrt(v) + e) + decay * p)
+        mean, square = (m / (1 - b1**n), v / (1 - b2**n)) if corrected else (m, v)
+        p = p - rate * (mean / (np.sqrt(square) + e) + decay * p)
     return p
 
 
+@pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("schedule", ["none", "warmup_constant", "warmup_linear", "warmup_cosine"])
-def test_equals_numpy(schedule):
+def test_equals_numpy(schedule, corrected):
     rng = np.random.default_rng(6)
     # The first tensor's gradients stay below the norm of 1, the others' do not: clipping by the
     # norm of a group, or of all, would shrink the first as well.
@@ -62,7 +64,9 @@ def test_equals_numpy(schedule):
         {"params": parameters[:2], "weight_decay": 0.3},
         {"params": parameters[2:], "weight_decay": 0.0},
     ]
-    optimizer = BertAdam(groups, lr=0.1, warmup=0.25, t_total=STEPS, schedule=schedule)
+    optimizer = BertAdam(
+        groups, lr=0.1, warmup=0.25, t_total=STEPS, schedule=schedule, bias_correction=corrected
+    )
     rates = [0.1 * reference_factor(schedule, i, STEPS, 0.25) for i in range(STEPS)]
     for i in range(STEPS):
         assert optimizer.get_lr() == pytest.approx([rates[i], rates[i]])
@@ -72,8 +76,45 @@ def test_equals_numpy(schedule):
     for parameter, start, gradient, decay in zip(
         parameters, starts, gradients, decays, strict=True
     ):
-        expected = reference_adam(start, gradient, rates, decay)
+        expected = reference_adam(start, gradient, rates, decay, corrected)
         np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_bias_correction_goes_on_from_a_saved_state():
+    """Killed after three updates of six; a tensor whose gradient comes late counts its own."""
+    gradients = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+
+    def begin(values: list[torch.Tensor]) -> tuple[list[nn.Parameter], BertAdam]:
+        parameters = [nn.Parameter(value.clone()) for value in values]
+        return parameters, BertAdam(parameters, lr=0.1, bias_correction=True)
+
+    def go_on(parameters, optimizer, steps) -> None:
+        for step in steps:
+            parameters[0].grad = gradients[step].clone()
+            parameters[1].grad = None if step < 2 else gradients[step].clone()
+            optimizer.step()
+
+    whole, optimizer = begin([torch.ones(4), torch.ones(4)])
+    go_on(whole, optimizer, range(6))
+    half, optimizer = begin([torch.ones(4), torch.ones(4)])
+    go_on(half, optimizer, range(3))
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    again, other = begin(half)
+    other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    go_on(again, other, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+    late = reference_adam(np.ones(4), gradients[2:].double().numpy(), [0.1] * 4, 0.01, True)
+    np.testing.assert_allclose(whole[1].detach().numpy(), late, rtol=1e-5)
+
+
+def test_what_the_help_says_of_short_runs():
+    """The mean of 1 / sqrt(1 - b2^n) over updates, weighted by their scheduled rates."""
+    for steps, stated in ((200, 4.5), (540, 2.8), (2646, 1.5)):
+        rates = [reference_factor("warmup_linear", step, steps, 0.1) for step in range(steps)]
+        larger = [(1 - 0.999 ** (step + 1)) ** -0.5 for step in range(steps)]
+        mean = sum(r * x for r, x in zip(rates, larger, strict=True)) / sum(rates)
+        assert round(mean, 1) == stated
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def arguments(tmp_path: Path, make_checkpoint, tiny_config) -> Callable[..., lis
             "--gradient_accumulation_steps": 2,
             "--num_train_epochs": 2.6,
             "--learning_rate": 1e-3,
+            "--student_dropout": 0.1,
+            "--hidden_loss": "scaled",
             "--log_steps": 3,
             "--eval_step": 7,
             "--save_steps": 2,

@@ -187,6 +187,18 @@ def test_the_intermediate_stage_learns_layers(toy: Toy) -> None:
     assert not torch.equal(before[name], after[name])
 
 
+def test_layers_and_predictions_are_learnt_in_one_stage(toy: Toy) -> None:
+    flags = ["--student_model", toy / "general", "--teacher_model", toy / "teacher"]
+    toy.run("--joint", *flags, "--output_dir", toy / "joint", epochs=4)
+    reports = [report for report in toy.metrics("joint") if "loss" in report]
+    terms = {name for name in reports[0] if name.split("/")[0] in ("attention", "hidden")}
+    assert {*terms, "embedding", "prediction"} <= reports[0].keys() and len(terms) == 4
+    parts = sum(reports[0][name] for name in (*terms, "embedding", "prediction"))
+    assert reports[0]["loss"] == pytest.approx(parts, rel=1e-5)
+    assert toy.results("joint")["acc"] > 0.9  # the best by dev score, as a finished model
+    assert "fit_dense.weight" not in read_weights(toy.root / "joint")
+
+
 def test_a_directory_is_complete(toy: Toy) -> None:
     for name in ("teacher", "layers", "student"):
         held = {path.name for path in (toy.root / name).iterdir()}
@@ -255,6 +267,8 @@ def test_a_teacher_with_another_order_of_labels_teaches_the_same(
         (["--student_model", "{}/general", "--teacher_model", "{}/base"], "--finetune makes"),
         (["--student_model", "{}/general", "--teacher_model", "{}/none"], "none"),
         (["--pred_distill", "--finetune", "--student_model", "{}/base"], "contradict"),
+        (["--pred_distill", "--joint", "--student_model", "{}/base"], "contradict"),
+        (["--joint", "--hard_labels", "--student_model", "{}/base"], "--hard_label_weight"),
         (["--finetune", "--student_model", "{}/base", "--aug_train"], "data_augmentation.py"),
         (["--finetune", "--student_model", "{}/base", "--data_dir", "{}/none"], "no such dir"),
         (["--finetune", "--student_model", "{}/base", "--max_seq_length", "65"], "64 positions"),

@@ -64,10 +64,10 @@ def schedule_factor(schedule: str | None, step: int, t_total: int, warmup: float
 class BertAdam(Optimizer):
     """Adam as BERT was trained with it.
 
-    It differs from AdamW in four ways: no bias correction; weight decay is added to the update
-    (the same as decoupled decay, scaled by the scheduled rate); each parameter tensor's gradient is
-    clipped by itself; and the learning rate follows its schedule without being told. With warm-up
-    the first update has rate 0: it moves no weight and only fills the moments.
+    It differs from AdamW in four ways: no bias correction, unless asked for; weight decay is added
+    to the update (the same as decoupled decay, scaled by the scheduled rate); each parameter
+    tensor's gradient is clipped by itself; and the learning rate follows its schedule without being
+    told. With warm-up the first update has rate 0: it moves no weight and only fills the moments.
 
     Args:
         params: parameters, or groups such as `parameter_groups` gives.
@@ -76,6 +76,10 @@ class BertAdam(Optimizer):
         b1, b2, e: decay rates of the moments, and epsilon.
         weight_decay: rate of decay, per unit of learning rate.
         max_grad_norm: limit for the norm of each tensor's gradient; -1 or 0: no clipping.
+        bias_correction: divide the moments by 1 - b1^n and 1 - b2^n in a tensor's update n, as
+            Adam (arXiv 1412.6980) does. Without, early updates are up to 1 / sqrt(1 - b2^n) times
+            as large as the rate says: 4.5 times on the average of 200 updates that warm up for a
+            tenth and decay linearly, 2.8 times of 540, 1.5 times of 2,646.
 
     Raises:
         UserError: a value out of range.
@@ -93,6 +97,7 @@ class BertAdam(Optimizer):
         e: float = 1e-6,
         weight_decay: float = 0.01,
         max_grad_norm: float = 1.0,
+        bias_correction: bool = False,
     ):
         defaults = {
             "lr": lr,
@@ -104,6 +109,7 @@ class BertAdam(Optimizer):
             "e": e,
             "weight_decay": weight_decay,
             "max_grad_norm": max_grad_norm,
+            "bias_correction": bias_correction,
             "step": 0,
         }
         _check_settings(defaults)
@@ -132,19 +138,22 @@ class BertAdam(Optimizer):
             if not self.state[parameter]:
                 self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
                 self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
+                if group["bias_correction"]:
+                    self.state[parameter]["step"] = torch.zeros((), device=parameter.device)
         gradients = [p.grad for p in parameters]
         if group["max_grad_norm"] > 0:
             clip_each(gradients, group["max_grad_norm"])
-        # AdamW's fused kernel makes one pass over memory. Its bias corrections are 1 - beta^step:
-        # exactly 1 at step infinity, and decoupled decay is what BertAdam does.
-        step = torch.full((), math.inf, device=parameters[0].device)
+        # AdamW's fused kernel makes one pass over memory, and decays as BertAdam does. It counts
+        # the updates of each tensor for its bias corrections, 1 - beta^updates: exactly 1 where it
+        # counts on from infinity.
+        infinity = torch.full((), math.inf, device=parameters[0].device)
         adamw(
             parameters,
             gradients,
             [self.state[p]["exp_avg"] for p in parameters],
             [self.state[p]["exp_avg_sq"] for p in parameters],
             max_exp_avg_sqs=[],
-            state_steps=[step] * len(parameters),
+            state_steps=[self.state[p].get("step", infinity) for p in parameters],
             fused=True,
             amsgrad=False,
             beta1=group["b1"],

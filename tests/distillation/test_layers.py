@@ -67,6 +67,7 @@ def objective_of(*words: str, teacher: torch.nn.Module | None = None) -> Objecti
 
 
 OBJECTIVES = {
+    "centred": ["--attention_loss", "centred"],
     "mse": weights(0.7, 1.3, 0.4),
     "relation": ["--attention_loss", "relation", "--relation_heads", "8"],
 }
@@ -162,6 +163,23 @@ def test_attention_loss_equals_loops():
     assert attention_loss(student, teacher, *over(MASK)).item() == pytest.approx(total / count)
 
 
+def test_centred_attention_loss_sees_what_the_softmax_sees():
+    """Against a softmax whose logarithm is centred again, by NumPy's and torch's own functions."""
+    student, teacher = randn(3, 2, 5, 5, seed=1), randn(3, 2, 5, 5, seed=2)
+    total = 0.0
+    for b, length in enumerate(LENGTHS):
+        logs = [torch.log_softmax(x[b, :, :length, :length], -1) for x in (student, teacher)]
+        difference = (logs[0] - logs[1]).double()
+        total += float((difference - difference.mean(-1, keepdim=True)).square().sum())
+    expected = total / (2 * sum(length**2 for length in LENGTHS))
+    loss = attention_loss(student, teacher, *over(MASK), centred=True)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    shifted = student + randn(3, 2, 5, 1, seed=3)
+    again = attention_loss(shifted, teacher, *over(MASK), centred=True)
+    assert again.item() == pytest.approx(expected, rel=1e-5)
+    assert attention_loss(shifted, teacher, *over(MASK)).item() > 1.2 * expected
+
+
 def test_hidden_loss_by_hand_and_by_loops():
     student = torch.tensor([[[1.0, 3.0], [2.0, 0.0], [50.0, 50.0]]])
     mask = torch.tensor([[True, True, False]])
@@ -187,7 +205,10 @@ def test_squared_error_has_the_right_gradient():
     assert torch.autograd.gradcheck(lambda s: hidden_loss(s, teacher, *over(MASK)), student)
     scores = randn(3, 2, 5, 5, seed=7).double().requires_grad_()
     targets = randn(3, 2, 5, 5, seed=8).double()
-    assert torch.autograd.gradcheck(lambda s: attention_loss(s, targets, *over(MASK)), scores)
+    for options in ({}, {"centred": True}, {"centred": True, "loss_on_padding": True}):
+        assert torch.autograd.gradcheck(
+            lambda s, kw=options: attention_loss(s, targets, *over(MASK), **kw), scores
+        )
 
 
 def test_losses_of_half_precision_are_fp32():

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny_vocabulary
 
+from transformer.architectures.table import ARCHITECTURES
+from transformer.checkpoint.directory import read_config, save_checkpoint
 from transformer.distillation.layers import LAYER_TERMS, Comparison, Term, compare_layers
 from transformer.distillation.losses import gold_loss, prediction_loss
-from transformer.distillation.objectives import Objective, mean_loss
-from transformer.distillation.students import freeze_unread
+from transformer.distillation.objectives import Objective, mean_loss, with_variances
+from transformer.distillation.students import freeze_unread, set_dropout
 from transformer.distillation.teacher_logits import LOGITS_BLOCK, teacher_logits
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime.ranks import Runtime
+from transformer.tokenization import BertTokenizer
 from transformer.training.batches import Batch, LossCounts, collate
 from transformer.training.packed import PackedDataset, PackedWriter
 
@@ -181,6 +185,55 @@ def test_exactly_what_gets_no_gradient_is_frozen(
     objective(student, batch_of(dataset, range(6)), LossCounts(6, 60, 600), CPU)[0].backward()
     for name, parameter in student.named_parameters():
         assert (parameter.grad is None) == (name in frozen) == (not parameter.requires_grad), name
+
+
+def test_scaled_hidden_losses_are_shares_of_the_teachers_variance(
+    tiny_config, dataset: PackedDataset
+) -> None:
+    """Every real token of the data set once, by NumPy."""
+    teacher = classifier(tiny_config, 2)
+    objective = Objective(layers(("scaled",)), teacher)
+    scaled = with_variances(objective, dataset, 4, CPU)
+    batch = batch_of(dataset, range(11))
+    counts = LossCounts(11, dataset.tokens, dataset.square_tokens)
+    terms = scaled(student_of(tiny_config), batch, counts, CPU)[1]
+    plain = Objective(layers(("mse",)), teacher)(student_of(tiny_config), batch, counts, CPU)[1]
+    assert set(terms) == {"hidden/1", "hidden/2"}
+    with torch.no_grad():
+        states = teacher(batch.input_ids, batch.token_type_ids, batch.attention_mask, num_layers=4)
+    for m, g in ((1, 2), (2, 4)):
+        real = states.hidden_states[g][batch.attention_mask].numpy().astype(np.float64)
+        expected = plain[f"hidden/{m}"].item() / np.var(real, axis=0).mean()
+        assert terms[f"hidden/{m}"].item() == pytest.approx(expected, rel=0.006)  # three digits
+
+
+@pytest.mark.parametrize("model_type", ["bert", "albert", "electra", "nezha"])
+def test_student_dropout_is_not_stored(model_type: str, tmp_path: Path, vocab_file: Path) -> None:
+    """With 0 two forward passes in training are equal; config.json keeps the model's own."""
+    dropouts = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = ARCHITECTURES[model_type].config(
+        vocab_size=len(tiny_vocabulary()),
+        id2label=LABELS,
+        classifier_dropout=0.4,
+        **sizes,
+        **dropouts,
+    )
+    student = TinyBertForSequenceClassification(config).train()
+    ids = torch.arange(5, 15)[None]
+
+    def is_steady() -> bool:
+        outputs = [student(ids, score_layers=(1, 2)) for _ in range(2)]
+        return torch.equal(outputs[0].logits, outputs[1].logits)
+
+    assert not is_steady()
+    set_dropout(student, 0.0)
+    assert is_steady()
+    set_dropout(student, 0.5)
+    assert not is_steady()
+    save_checkpoint(student, BertTokenizer(vocab_file), tmp_path / "saved")
+    saved = read_config(tmp_path / "saved").to_dict()
+    assert {name: saved[name] for name in dropouts} == dropouts
 
 
 def test_teacher_logits_are_computed_once(

@@ -89,7 +89,7 @@ def loss_of(student, teacher, batch: Batch, counts: LossCounts | None = None) ->
 
 
 def begin(student: torch.nn.Module, steps: int) -> RunState:
-    args = argparse.Namespace(learning_rate=1e-2, weight_decay=0.01, warmup_proportion=0.1)
+    args = parse("--learning_rate", "1e-2")
     optimizer, scaler = build_optimizer(student, args, steps, CPU)
     return RunState(student, optimizer, scaler, LossMeter(CPU.device), MetricsLog(None), {})
 
@@ -214,6 +214,21 @@ def test_schedule_ends_at_exactly_zero(dataset, models):
     assert state.optimizer.get_lr()[0] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("none", [1, 1, 1]), ("warmup_constant", [0, 1, 1]), ("warmup_linear", [0, 1, 0])],
+)
+def test_the_schedule_is_the_users(models, schedule, expected):
+    """The rates of the first, the third and the last of twenty steps, a tenth of them warm-up."""
+    args = parse("--schedule", schedule, "--learning_rate", "1")
+    optimizer, _ = build_optimizer(models[0], args, 20, CPU)
+    rates = []
+    for step in (0, 2, 20):
+        optimizer.param_groups[0]["step"] = step
+        rates.append(optimizer.get_lr()[0])
+    assert rates == expected
+
+
 def test_loss_falls(dataset, models):
     student, teacher = models
     plan = RunPlan([BatchPlan(dataset, 9, seed=0)], epochs=8)
@@ -313,13 +328,8 @@ def test_finite_losses_do_not_stop_the_run(tmp_path):
 def test_state_is_one_file_that_restores_everything(tmp_path, dataset, models):
     student, teacher = models
     plan = RunPlan([BatchPlan(dataset, 9, seed=0)], epochs=1)
-    args = argparse.Namespace(
-        learning_rate=1e-2,
-        weight_decay=0.01,
-        warmup_proportion=0.1,
-        output_dir=tmp_path,
-        tensorboard=False,
-    )
+    args = parse("--learning_rate", "1e-2", "--bias_correction", "--schedule", "none")
+    args.output_dir = tmp_path
     state = begin_state(student, args, CPU, plan.total_steps, None, {"--seed": "0"})
     objective = objective_of(teacher)
     for item in step_batches(plan, CPU, first_step=1, accumulation=1, pad_token_id=0):
@@ -407,6 +417,7 @@ def test_a_second_signal_ends_the_process_at_once():
         (["--num_train_epochs", "0"], "--num_train_epochs"),
         (["--num_train_epochs", "nan"], "--num_train_epochs"),
         (["--warmup_proportion", "1"], "--warmup_proportion"),
+        (["--student_dropout", "1"], "--student_dropout 1.0: give a probability from 0 to below 1"),
         (["--learning_rate", "-1"], "--learning_rate"),
         (["--log_steps", "0"], "--log_steps"),
         (["--data_url", "ftp://x/y"], "--data_url"),

@@ -132,6 +132,7 @@ class Term:
         says: what the help of --NAME_loss says about the row.
         options: the flags that `loss` takes as keywords.
         check: raises UserError for two models that cannot be compared like this.
+        by_variance: `loss` takes the teacher's variance at its layer as the keyword `variance`.
         at_embeddings: compare the embeddings, once, and not each mapped layer.
         weight: in the total.
     """
@@ -143,6 +144,7 @@ class Term:
     says: str = ""
     options: tuple[str, ...] = ()
     check: Callable[[BertConfig, BertConfig, argparse.Namespace], None] | None = None
+    by_variance: bool = False
     at_embeddings: bool = False
     weight: float = 1.0
 
@@ -160,6 +162,16 @@ LAYER_TERMS = (
     ),
     Term(
         "attention",
+        reads="attention_scores",
+        loss=partial(attention_loss, centred=True),
+        kind="centred",
+        says="does the same without what is constant over the keys of a query, which the softmax "
+        "does not see",
+        options=("loss_on_padding",),
+        check=check_heads,
+    ),
+    Term(
+        "attention",
         reads="qkv",
         loss=relation_loss,
         kind="relation",
@@ -172,8 +184,20 @@ LAYER_TERMS = (
         "hidden",
         reads="hidden_states",
         loss=hidden_loss,
+        kind="mse",
+        says="is the mean squared error, in which layers of small states hardly count",
         options=("loss_on_padding",),
         check=check_widths,
+    ),
+    Term(
+        "hidden",
+        reads="hidden_states",
+        loss=hidden_loss,
+        kind="scaled",
+        says="divides it by the teacher's variance in each layer, as a sample of the data shows it",
+        options=("loss_on_padding",),
+        check=check_widths,
+        by_variance=True,
     ),
     Term(
         "embedding",

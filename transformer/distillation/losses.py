@@ -27,25 +27,33 @@ QueryKeyValue = tuple[Tensor, Tensor, Tensor]
 class _SquaredError(torch.autograd.Function):
     """Sum (mask * (student - teacher))^2 in fp32, holding one tensor of full size and no more.
 
+    Centred, the mean of each row's differences where the mask is true is taken off them first.
+
     Attention scores are the largest tensors of a training step. Written with plain operations this
     would keep the difference, its square and the masked product alive until the backward pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor | None, centred: bool = False
+    ) -> Tensor:
         dtype = torch.promote_types(student.dtype, torch.float32)
         difference = student.to(dtype) - teacher
         if mask is not None:
             difference.mul_(mask)
+        if centred:
+            counts = mask.sum(-1, keepdim=True).clamp(min=1)
+            difference.sub_(difference.sum(-1, keepdim=True) / counts).mul_(mask)
         ctx.save_for_backward(difference)
         ctx.student_dtype = student.dtype
         # Row norms first: a sum over millions of squares in one go loses digits in fp32.
         return torch.linalg.vector_norm(difference, dim=-1).square().sum()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        # Centring is a projection, and the centred difference is its own.
         (difference,) = ctx.saved_tensors
-        return (difference * (2 * gradient)).to(ctx.student_dtype), None, None
+        return (difference * (2 * gradient)).to(ctx.student_dtype), None, None, None
 
 
 def attention_loss(
@@ -55,6 +63,7 @@ def attention_loss(
     counts: LossCounts,
     *,
     loss_on_padding: bool = False,
+    centred: bool = False,
 ) -> Tensor:
     """Return the mean squared error of raw attention scores (equation 7).
 
@@ -63,11 +72,14 @@ def attention_loss(
             key of which one is padding do not count.
         loss_on_padding: the authors' mean: all T * T pairs are in the denominator, padded queries
             count, padded keys count as no difference.
+        centred: first take off each query's scores their mean over real keys, which the softmax
+            does not see.
     """
     keys = batch.attention_mask[:, None, None, :]
     weights = keys if loss_on_padding else keys & batch.attention_mask[:, None, :, None]
     pairs = counts.examples * keys.shape[-1] ** 2 if loss_on_padding else counts.pairs
-    return _SquaredError.apply(student, teacher, weights) / (pairs * student.shape[1])
+    total = _SquaredError.apply(student, teacher, weights, centred)
+    return total / (pairs * student.shape[1])
 
 
 def hidden_loss(
@@ -77,16 +89,20 @@ def hidden_loss(
     counts: LossCounts,
     *,
     loss_on_padding: bool = False,
+    variance: float = 1.0,
 ) -> Tensor:
     """Return the mean squared error of hidden states or embeddings (equations 8 and 9).
 
     Args:
         student: (B, T, D), projected to the teacher's width; teacher: (B, T, D).
         loss_on_padding: the authors' mean: every position counts.
+        variance: to divide by. With the teacher's own, the loss is the share of the teacher's
+            variance that the student does not explain, alike for layers of any size.
     """
     tokens = counts.examples * student.shape[1] if loss_on_padding else counts.tokens
     weights = None if loss_on_padding else batch.attention_mask[:, :, None]
-    return _SquaredError.apply(student, teacher, weights) / (tokens * student.shape[-1])
+    total = _SquaredError.apply(student, teacher, weights)
+    return total / (tokens * student.shape[-1] * variance)
 
 
 def _log_relations(vectors: Tensor, heads: int, mask: Tensor) -> Tensor:

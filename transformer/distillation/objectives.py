@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from transformer.modeling import BertOutput
 from transformer.runtime.ranks import Runtime
 from transformer.training.batches import Batch, LossCounts, collate, evaluation_batches
 from transformer.training.packed import PackedDataset
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -120,6 +124,60 @@ class Objective:
         output = self.ask_student(student, *inputs)
         found = [place.of_student(output) for place in self.comparisons]
         return [x for value in found for x in (value if isinstance(value, tuple) else [value])]
+
+
+# Examples that a teacher's variance is measured on.
+VARIANCE_EXAMPLES = 256
+
+
+def with_variances(
+    objective: Objective, dataset: PackedDataset, batch_size: int, runtime: Runtime
+) -> Objective:
+    """Tell the losses that divide by the teacher's variance what it is in their layers.
+
+    The variance of a layer is that of each coordinate over real tokens, mean over coordinates.
+
+    Args:
+        dataset: the training data; examples from all over it are taken.
+    """
+    layers = {place.teacher_layer for place in objective.comparisons if place.term.by_variance}
+    if not layers:
+        return objective
+    count = min(len(dataset), VARIANCE_EXAMPLES)
+    chosen = np.linspace(0, len(dataset) - 1, count).astype(np.int64)
+    pad_token_id = objective.teacher.config.pad_token_id
+    tokens, sums, squares = 0, dict.fromkeys(layers, 0), dict.fromkeys(layers, 0)
+    for start in range(0, count, batch_size):
+        rows = chosen[start : start + batch_size]
+        batch = collate(dataset, rows, pad_token_id=pad_token_id).to(runtime.device)
+        inputs = batch.input_ids, batch.token_type_ids, batch.attention_mask
+        options = objective.forward_options("teacher_layer")
+        with torch.no_grad():
+            states = objective.teacher(*inputs, **options).hidden_states
+        tokens += int(batch.attention_mask.sum())
+        for layer in layers:
+            real = states[layer][batch.attention_mask].double()
+            sums[layer] += real.sum(0)
+            squares[layer] += real.square().sum(0)
+    variances = {
+        layer: float((squares[layer] / tokens - (sums[layer] / tokens).square()).mean())
+        for layer in layers
+    }
+    # subtle: rounded, so that a run that goes on with another number of threads has the same ones.
+    variances = runtime.broadcast_object({n: float(f"{v:.2e}") for n, v in variances.items()})
+    shown = ", ".join(f"{layer}: {variances[layer]:g}" for layer in sorted(variances))
+    logger.info("hidden losses are divided by the variances of teacher layers %s", shown)
+    return replace(
+        objective,
+        comparisons=tuple(_divided(place, variances) for place in objective.comparisons),
+    )
+
+
+def _divided(place: Comparison, variances: dict[int, float]) -> Comparison:
+    if not place.term.by_variance:
+        return place
+    loss = partial(place.term.loss, variance=variances[place.teacher_layer])
+    return place._replace(term=replace(place.term, loss=loss))
 
 
 def mean_loss(

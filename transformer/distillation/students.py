@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from transformer.attention import Dropout
 from transformer.configuration import BertConfig
 from transformer.distillation.objectives import Objective
 from transformer.files import UserError
+from transformer.modeling import BertSelfAttention
 from transformer.packed_linear import pack_linears
 from transformer.runtime.ranks import Runtime
 from transformer.tokenization import BertTokenizer
@@ -54,6 +56,15 @@ def freeze_unread(student: nn.Module, objective: Objective) -> list[str]:
     if unread:
         logger.info("not trained, because no loss term reads them: %d tensors", len(unread))
     return unread
+
+
+def set_dropout(student: nn.Module, probability: float) -> None:
+    """Drop out with this probability everywhere; the configuration, which is saved, stays."""
+    for module in student.modules():
+        if isinstance(module, Dropout):
+            module.probability = probability
+        elif isinstance(module, BertSelfAttention):
+            module.dropout_prob = probability
 
 
 def check_vocabularies(student: BertTokenizer, teacher: BertTokenizer) -> None:

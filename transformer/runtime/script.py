@@ -38,6 +38,15 @@ class RunError(RuntimeError):
 # --- the command line --------------------------------------------------------------------------
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show defaults that are values; that a flag is off unless given goes without saying."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == "":
+            return action.help
+        return super()._get_help_string(action)
+
+
 class ScriptParser(argparse.ArgumentParser):
     """A parser whose errors are one line, with the flag that was probably meant.
 
@@ -48,7 +57,7 @@ class ScriptParser(argparse.ArgumentParser):
     """
 
     def __init__(self, documentation: str | None = None, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        options.setdefault("formatter_class", _HelpFormatter)
         options.setdefault("description", (documentation or "").split("\n\n")[0])
         super().__init__(allow_abbrev=False, **options)
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformer.checkpoint.directory import Checkpoint
 from transformer.distillation.layers import Comparison, Term, plan_comparisons
 from transformer.distillation.losses import gold_loss, prediction_loss
-from transformer.distillation.objectives import Objective
+from transformer.distillation.objectives import Objective, with_variances
 from transformer.distillation.start import has_teachers_shapes, plan_start
 from transformer.distillation.students import (
     check_vocabularies,
@@ -38,6 +38,7 @@ from transformer.tasks.files import find_file, require_file, with_labels
 from transformer.tasks.metrics import Results, score
 from transformer.tasks.options import (
     learns_layers,
+    learns_task,
     needs_teacher,
     with_defaults,
     with_eval_step,
@@ -153,12 +154,15 @@ def _objective(
     directory: Path,
     runtime: Runtime,
 ) -> Objective:
-    """Return what the student learns; logits are stored where rows come more than once."""
-    if not args.pred_distill or teacher is None:
+    """Return what the student learns.
+
+    Logits are stored where nothing else is asked of the teacher and rows come more than once.
+    """
+    sees_rows_once = args.num_train_epochs * len(args.seed) <= 1
+    if not args.pred_distill or teacher is None or sees_rows_once:
         pad_to = args.max_seq_length if learns_layers(args) and args.loss_on_padding else None
-        return Objective(comparisons, teacher, pad_to=pad_to)
-    if args.num_train_epochs * len(args.seed) <= 1:
-        return Objective(comparisons, teacher)
+        objective = Objective(comparisons, teacher, pad_to=pad_to)
+        return with_variances(objective, train_set, args.eval_batch_size, runtime)
     logits = teacher_logits(teacher, train_set, directory, args.eval_batch_size, runtime)
     offsets = torch.from_numpy(train_set.offsets[:-1].copy()) if teacher.per_token else None
     if offsets is not None:
@@ -205,8 +209,10 @@ def _check_models(
             copies = bool(args.init_from_teacher) and same
             changes = student_changes(student.config, teacher.config, copies_layers=copies)
             comparisons = plan_comparisons(args, student.config.changed(**changes), teacher.config)
+    if learns_task(args):
+        comparisons += _compare_logits(args, task)
     check_classifier(student, task, "the student", need_classifier=False, **changes)
-    return changes, comparisons or _compare_logits(args, task)
+    return changes, comparisons
 
 
 def _check_fine_tuned(teacher: Checkpoint, task: Task) -> None:

@@ -35,13 +35,15 @@ def delivers(args: argparse.Namespace) -> bool:
 
 def trains(args: argparse.Namespace) -> bool:
     """Say whether a model is to be trained."""
-    return args.finetune or args.pred_distill or not delivers(args)
+    return learns_task(args) or not delivers(args)
 
 
 def stage_of(args: argparse.Namespace) -> str:
     """Return what progress lines call the training."""
     if args.finetune:
         return "fine-tuning"
+    if args.joint:
+        return "joint distillation"
     return "prediction distillation" if args.pred_distill else "intermediate distillation"
 
 
@@ -125,8 +127,15 @@ def prediction_file(output_dir: Path, source: Source) -> Path:
 
 
 def _check_values(args: argparse.Namespace) -> None:
-    if args.finetune and args.pred_distill:
-        raise UserError("--finetune and --pred_distill contradict each other; give one")
+    stages = [name for name in ("finetune", "pred_distill", "joint") if getattr(args, name)]
+    if len(stages) > 1:
+        flags = " and ".join(f"--{name}" for name in stages)
+        raise UserError(f"{flags} contradict each other; give one")
+    if args.joint and args.hard_labels:
+        raise UserError(
+            "--joint learns the teacher's predictions; --hard_label_weight adds gold labels, "
+            "--hard_labels goes with --pred_distill"
+        )
     if not args.temperature > 0:
         raise UserError(f"--temperature {args.temperature}: give a number above 0")
     if not 0 <= args.hard_label_weight < float("inf"):
@@ -168,9 +177,14 @@ def needs_teacher(args: argparse.Namespace) -> bool:
     return not args.finetune and not (args.pred_distill and args.hard_labels)
 
 
+def learns_task(args: argparse.Namespace) -> bool:
+    """Say whether the student learns the task itself: labels or the teacher's predictions."""
+    return args.finetune or args.pred_distill or args.joint
+
+
 def learns_layers(args: argparse.Namespace) -> bool:
     """Say whether the student learns from the teacher's layers."""
-    return not (args.finetune or args.pred_distill)
+    return args.joint or not learns_task(args)
 
 
 def with_defaults(args: argparse.Namespace, task: Task) -> argparse.Namespace:
@@ -179,7 +193,7 @@ def with_defaults(args: argparse.Namespace, task: Task) -> argparse.Namespace:
     if args.max_seq_length is None:
         changes["max_seq_length"] = task.max_seq_length
     if args.num_train_epochs is None and trains(args):
-        changes["num_train_epochs"] = task.epochs if learns_layers(args) else PREDICTION_EPOCHS
+        changes["num_train_epochs"] = PREDICTION_EPOCHS if learns_task(args) else task.epochs
     for name, value in changes.items():
         logger.info("--%s %g: the default for %s", name, value, task.name)
     return argparse.Namespace(**{**vars(args), **changes})
@@ -189,7 +203,7 @@ def with_eval_step(args: argparse.Namespace, dev_rows: int) -> argparse.Namespac
     """Return the flags with an evaluation interval that suits the dev set's size."""
     if args.eval_step is not None:
         return args
-    steps = dev_rows * (4 if learns_layers(args) else 1) // args.train_batch_size
+    steps = dev_rows * (1 if learns_task(args) else 4) // args.train_batch_size
     eval_step = max(LEAST_EVAL_STEP, steps)
     logger.info("--eval_step %d: the default for a dev set of %d rows", eval_step, dev_rows)
     return argparse.Namespace(**{**vars(args), "eval_step": eval_step})

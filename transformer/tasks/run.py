@@ -14,13 +14,13 @@ from transformer.checkpoint.directory import Checkpoint
 from transformer.distillation.closed_form import ClosedFormReport
 from transformer.distillation.objectives import Objective, mean_loss
 from transformer.distillation.start import begin_from_teacher, describe, text_of
-from transformer.distillation.students import freeze_unread
+from transformer.distillation.students import freeze_unread, set_dropout
 from transformer.files import read_json
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import load_classifier
 from transformer.tasks.metrics import Results, chance_score, is_better, worst_score
-from transformer.tasks.options import stage_of
+from transformer.tasks.options import learns_task, needs_teacher, stage_of
 from transformer.tasks.results import DevSet, evaluate
 from transformer.tasks.table import Task
 from transformer.tokenization import BertTokenizer
@@ -55,7 +55,7 @@ class Job:
     @property
     def keeps_best(self) -> bool:
         """Whether the dev score chooses the model; layers alone have none."""
-        return self.args.finetune or self.args.pred_distill
+        return learns_task(self.args)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -177,6 +177,8 @@ class Run:
             report = begin_from_teacher(
                 student, teacher, args.init_from_teacher, batches, self.runtime
             )
+        if args.student_dropout is not None or needs_teacher(args):
+            set_dropout(student, args.student_dropout or 0.0)
         freeze_unread(student, job.objective)
         if args.compile:
             compile_forward(student)

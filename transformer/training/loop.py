@@ -67,6 +67,8 @@ def build_optimizer(
         lr=args.learning_rate,
         warmup=args.warmup_proportion,
         t_total=total_steps,
+        schedule=args.schedule,
+        bias_correction=args.bias_correction,
     )
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     return optimizer, scaler
@@ -79,7 +81,7 @@ def _optimizer_step(optimizer: BertAdam, scaler: torch.amp.GradScaler, step: int
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     for group in optimizer.param_groups:
-        # A step that fp16 skipped still counts, so that the schedule ends at zero.
+        # A step that fp16 skipped still counts, so that the schedule comes to its end.
         group["step"] = step
 
 
