@@ -84,7 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--benchmark", action="store_true", help="size, FLOPs and speed, beside --teacher_model's")
     predict = "label a file, standard input (-) or one text with --student_model alone"
     add("--predict", metavar="WHAT", help=predict)
-    add("--export_onnx", type=file_path, metavar="FILE", help="write the student as an ONNX graph")
+    graph = "write the student as an ONNX graph: a directory, or a FILE.onnx alone"
+    add("--export_onnx", type=file_path, metavar="DIR", help=graph)
+    add("--int8", action="store_true", help="with --export_onnx DIR: write an int8 graph as well")
     add = parser.add_argument_group("data and models").add_argument
     add("--data_dir", type=file_path, help="directory with the task's files")
     add(

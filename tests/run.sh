@@ -9,7 +9,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=${VENV:-.venv}
-bash examples/make_env.sh "$venv" requirements.txt examples/requirements.txt tests/requirements.txt
+bash examples/make_env.sh "$venv" requirements.txt requirements-onnx.txt \
+    examples/requirements.txt tests/requirements.txt
 
 "$venv/bin/python" -m ruff check .
 "$venv/bin/python" -m ruff format --check .

@@ -151,7 +151,7 @@ def test_it_proposes_words(chain: Chain) -> None:
 
 
 def test_it_is_measured_and_exported(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
     quick = Effort(sentences=2, passes=1, seconds=0.0)
     monkeypatch.setattr("transformer.tasks.benchmark.Effort", lambda: quick)
     root = chain.root

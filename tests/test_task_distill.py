@@ -589,7 +589,7 @@ def test_defaults_come_from_the_table_and_are_said(
 
 
 def test_onnx_and_benchmark(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
     quick = replace_effort()
     monkeypatch.setattr("transformer.tasks.benchmark.Effort", quick)
     flags = ["--student_model", toy / "student", "--teacher_model", toy / "teacher"]

@@ -1,12 +1,8 @@
-"""What a model costs, the comparison of student and teacher, and the export to ONNX.
-
-python -m pytest tests/test_deployment.py
-"""
+"""What a model costs, and the comparison of student and teacher."""
 
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -18,7 +14,6 @@ from transformer.configuration import BertConfig
 from transformer.files import UserError
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.tasks import benchmark as costs
-from transformer.tasks import onnx_export
 from transformer.tasks.benchmark import (
     Effort,
     comparison,
@@ -28,7 +23,6 @@ from transformer.tasks.benchmark import (
     sentence_flops,
     size_on_disk,
 )
-from transformer.tasks.onnx_export import export_onnx
 
 BERT_BASE = BertConfig()
 TINYBERT4 = BertConfig(hidden_size=312, num_hidden_layers=4, intermediate_size=1200, fit_size=768)
@@ -188,76 +182,3 @@ def test_the_table_is_aligned(figures):
     alone = comparison_table(figures[0]).splitlines()
     assert len(alone) == len(lines)
     assert not any("faster" in line for line in alone)
-
-
-# ONNX --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("relu", [False, True])
-def test_the_exported_model_gives_the_same_logits(relu, tiny_config, tmp_path):
-    pytest.importorskip("onnx")
-    runtime = pytest.importorskip("onnxruntime")
-    config = replace(tiny_config, classifier_relu=relu, id2label={0: "no", 1: "yes"})
-    model = TinyBertForSequenceClassification(config)
-    model.train()
-    difference = export_onnx(model, tmp_path / "model.onnx")
-    assert difference < 1e-5
-    assert model.training
-    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-    assert names == ["input_ids", "attention_mask", "token_type_ids"]
-    assert [value.shape for value in session.get_inputs()] == [["batch", "length"]] * 3
-    metadata = session.get_modelmeta().custom_metadata_map
-    assert json.loads(metadata["id2label"]) == {"0": "no", "1": "yes"}
-
-    model.eval()
-    for batch_size, length in ((1, 1), (7, 64), (3, 12)):
-        ids = torch.randint(config.vocab_size, (batch_size, length))
-        segments = torch.randint(2, (batch_size, length))
-        mask = (torch.arange(length) <= length // 2).long().expand(batch_size, length)
-        feed = dict(zip(names, (ids.numpy(), mask.numpy(), segments.numpy()), strict=True))
-        (logits,) = session.run(["logits"], feed)
-        with torch.no_grad():
-            expected = model(ids, segments, mask).logits
-        torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_compiled_model_held_in_bf16_is_exported(student, tmp_path):
-    pytest.importorskip("onnx")
-
-    def compiled(*inputs, **options):
-        raise RuntimeError("cannot be traced")
-
-    student.to(torch.bfloat16).forward = compiled
-    assert export_onnx(student, tmp_path / "model.onnx") in (None, pytest.approx(0, abs=1e-5))
-    assert student.forward is compiled
-    assert student.classifier.weight.dtype == torch.bfloat16
-
-
-def test_a_wrong_export_is_not_written(student, tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    trace = onnx_export._trace
-
-    def other_weights(wrapped):
-        content = trace(wrapped)
-        with torch.no_grad():
-            wrapped.model.classifier.bias += 1
-        return content
-
-    monkeypatch.setattr(onnx_export, "_trace", other_weights)
-    with pytest.raises(RuntimeError, match="differ from PyTorch's by 1"):
-        export_onnx(student, tmp_path / "model.onnx")
-    assert list(tmp_path.glob("*onnx*")) == []
-
-
-def test_missing_packages_and_directories_are_told(student, tmp_path, monkeypatch):
-    pytest.importorskip("onnx")
-    with pytest.raises(UserError, match="directory does not exist"):
-        export_onnx(student, tmp_path / "nowhere" / "model.onnx")
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "onnxruntime", None)
-        assert export_onnx(student, tmp_path / "model.onnx") is None
-        assert (tmp_path / "model.onnx").exists()
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UserError, match="needs the package onnx "):
-        export_onnx(student, tmp_path / "model.onnx")

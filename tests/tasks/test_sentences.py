@@ -311,6 +311,7 @@ def test_a_teacher_of_another_kind_is_refused(toy: Path, capsys: pytest.CaptureF
 
 
 def test_an_export_answers_for_every_token(toy: Path) -> None:
+    pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     flags = ["--task_name", "ner", "--data_dir", str(toy / "data"), "--max_seq_length", "32"]
     flags += ["--student_model", str(toy / "student"), "--output_dir", str(toy / "results")]

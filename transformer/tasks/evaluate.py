@@ -75,7 +75,7 @@ def deliver(args: argparse.Namespace, task: Task, runtime: Runtime) -> None:
     if args.do_predict:
         _predict(delivery)
     if args.export_onnx and runtime.is_main:
-        export_onnx(delivery.model, args.export_onnx)
+        export_onnx(delivery.model, delivery.cache.tokenizer, args.export_onnx, int8=args.int8)
     if args.benchmark and runtime.is_main:
         _benchmark(delivery, teacher)
 

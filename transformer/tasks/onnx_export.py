@@ -1,16 +1,17 @@
-"""Export a classifier to ONNX, for runtimes without PyTorch.
+"""Export a model to ONNX, for runtimes without PyTorch, in fp32 and in int8.
 
-Needs the package onnx; the result is compared with PyTorch where onnxruntime is installed.
+Needs the packages of requirements-onnx.txt.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
-import io
 import json
 import logging
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transformer.files import UserError, atomic_write
+from transformer.checkpoint.config_file import config_text
+from transformer.files import atomic_write
+from transformer.tasks.options import GRAPH_NAME, INT8_NAME, is_graph_file
+from transformer.tokenization import BertTokenizer
 
 logger = logging.getLogger(__name__)
 
-OPSET = 17  # the first with LayerNormalization; onnxruntime reads it since 1.12 (2022)
+OPSET = 18  # the first that torch's exporter writes; onnxruntime reads it since 1.14 (2023)
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -43,56 +47,93 @@ class _Positional(nn.Module):
         return self.model(*inputs, only_logits=True).logits
 
 
-def export_onnx(model: nn.Module, path: str | Path) -> float | None:
-    """Write the classifier `model` to the ONNX file `path`; batch size and length are free.
+def export_onnx(
+    model: nn.Module, tokenizer: BertTokenizer, target: Path, *, int8: bool = False
+) -> None:
+    """Write the classifier `model` as a graph to the file `target`, or to a directory of that name.
 
-    Inputs, all (B, T) int64: input_ids, attention_mask (1 at real tokens), token_type_ids (not of
-    DistilBERT, which knows no segments). Output:
-    logits (B, C). The labels and `max_position_embeddings` are in the file's metadata.
-
-    Returns:
-        The largest difference from PyTorch's logits that was found, or None without onnxruntime.
+    A directory gets model.onnx, the tokenizer's files and config.json; with `int8` also
+    model_int8.onnx. `tasks.options.check_export` has found the packages and the place to be fit.
 
     Raises:
-        UserError: the package onnx is not installed, or `path` cannot be written.
         RuntimeError: the exported model gives other logits; nothing is written.
     """
-    path = Path(path)
-    onnx = _import_onnx()
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: its directory does not exist; create {path.parent} first")
+    graph = make_graph(model, tokenizer)
+    if is_graph_file(target):
+        _write(target, graph)
+        return
+    small = quantize(graph) if int8 else None
+    target.mkdir(exist_ok=True)
+    _write(target / GRAPH_NAME, graph)
+    if small is None:  # that of a former export is another model's
+        (target / INT8_NAME).unlink(missing_ok=True)
+    else:
+        _write(target / INT8_NAME, small)
+    tokenizer.save_pretrained(target)
+    config = model.config.changed(fit_size=0, fit_per_layer=False)  # only training has a projection
+    with atomic_write(target / "config.json") as file:
+        file.write(config_text(config, dict(model.named_parameters()), "float32"))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_write(path, "wb", encoding=None) as file:
+        file.write(content)
+    logger.info("%s: ONNX opset %d, %.1f MB", path, OPSET, len(content) / 1e6)
+
+
+def make_graph(model: nn.Module, tokenizer: BertTokenizer) -> bytes:
+    """Return the classifier `model` as an ONNX graph in fp32; batch size and length are free.
+
+    Inputs, all (B, T) int64: input_ids, attention_mask (1 at real tokens), token_type_ids (not of
+    DistilBERT, which knows no segments). Output: logits (B, C), of a tagger (B, T, C). The labels,
+    whether the tokenizer lower-cases, and `max_position_embeddings` are in the file's metadata.
+
+    Raises:
+        RuntimeError: its logits differ from PyTorch's.
+    """
+    import onnx  # here and below: an extra that only this needs
+
     # A copy, so that neither device, precision nor mode of the caller's model changes.
     wrapped = _Positional(copy.deepcopy(model).float().cpu()).eval()
     # A forward pass replaced by torch.compile cannot be traced; the class still has the plain one.
     vars(wrapped.model).pop("forward", None)
     exported = onnx.load_model_from_string(_trace(wrapped))
     config = model.config
-    onnx.helper.set_model_props(
-        exported,
-        {
-            "id2label": json.dumps(config.id2label or {}, ensure_ascii=False),
-            "max_position_embeddings": str(config.max_position_embeddings),
-        },
-    )
+    facts = {
+        "id2label": json.dumps(config.id2label or {}, ensure_ascii=False),
+        "do_lower_case": json.dumps(tokenizer.do_lower_case),
+        "max_position_embeddings": str(config.max_position_embeddings),
+    }
+    onnx.helper.set_model_props(exported, facts)
     onnx.checker.check_model(exported)
     content = exported.SerializeToString()
     difference = _difference(content, wrapped, config)
-    with atomic_write(path, "wb", encoding=None) as file:
-        file.write(content)
-    checked = (
-        "not compared (onnxruntime is not installed)"
-        if difference is None
-        else (f"logits differ from PyTorch's by at most {difference:.1e}")
-    )
-    logger.info("%s: ONNX opset %d, %s", path, OPSET, checked)
-    return difference
+    logger.info("ONNX: logits differ from PyTorch's by at most %.1e", difference)
+    return content
 
 
-def _import_onnx() -> Any:
-    try:
-        return importlib.import_module("onnx")
-    except ImportError:
-        raise UserError("--export_onnx needs the package onnx (pip install onnx)") from None
+def quantize(graph: bytes) -> bytes:
+    """Return `graph` with int8 weights; activations are quantized as they come (dynamically).
+
+    Matrices have a scale for each output channel, embedding tables one. Products of activations
+    with each other, such as attention scores, stay fp32.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        file = Path(folder) / INT8_NAME
+        quantize_dynamic(
+            onnx.load_model_from_string(graph),
+            file,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            per_channel=True,
+            # subtle: 7 bits of the 8. Processors with AVX2 but without VNNI add pairs of products
+            # in 16 bits, which 8 bits would overflow, so that the logits depended on the machine.
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )
+        return file.read_bytes()
 
 
 def _inputs(config: Any, batch_size: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,31 +147,40 @@ def _inputs(config: Any, batch_size: int, length: int) -> tuple[Tensor, Tensor, 
 
 
 def _trace(wrapped: _Positional) -> bytes:
-    axes = {name: {0: "batch", 1: "length"} for name in INPUTS} | {OUTPUT: {0: "batch"}}
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # The tracer warns about the check of the length, which indeed is not exported, and about
-        # its own age: its successor needs one more package and gains nothing for this model.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
+    config = wrapped.model.config
+    batch = torch.export.Dim("batch")
+    length = torch.export.Dim("length", max=config.max_position_embeddings)
+    with _quiet():
+        program = torch.onnx.export(
             wrapped,
-            _inputs(wrapped.model.config, 2, 8),
-            buffer,
+            _inputs(config, 2, 8),
             input_names=list(INPUTS),
             output_names=[OUTPUT],
-            dynamic_axes=axes,
+            dynamic_shapes=({0: batch, 1: length},) * len(INPUTS),
             opset_version=OPSET,
-            dynamo=False,
+            dynamo=True,
+            verbose=False,
         )
-    return buffer.getvalue()
+    return program.model_proto.SerializeToString()
 
 
-def _difference(content: bytes, wrapped: _Positional, config: Any) -> float | None:
-    """Compare at batch sizes and lengths other than the traced ones."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the libraries say about torchvision, their own future and axis names."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        import onnxruntime
-    except ImportError:
-        return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _difference(content: bytes, wrapped: _Positional, config: Any) -> float:
+    """Compare at batch sizes and lengths other than the traced ones."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     largest = 0.0
     for batch_size, length in ((1, 3), (5, min(21, config.max_position_embeddings))):

@@ -86,9 +86,9 @@ def _check_deliveries(args: argparse.Namespace, task: Task) -> None:
         for source in task.test:
             _check_target("--do_predict", prediction_file(args.output_dir, source), kind)
     if args.export_onnx:
-        _check_target("--export_onnx", args.export_onnx, ONNX_GRAPH)
-        if find_spec("onnx") is None:
-            raise EnvironmentFault("--export_onnx needs the package onnx: pip install onnx")
+        check_export(args.export_onnx, args.int8)
+    elif args.int8:
+        raise UserError("--int8 belongs to --export_onnx DIR")
 
 
 class Kind(NamedTuple):
@@ -105,6 +105,69 @@ TAGS = Kind("predicted tags", rb"[^\t\n]*\t[^\t\n]+\n")
 
 # A field with the version, then one with the exporter's name.
 ONNX_GRAPH = Kind("an ONNX graph", rb"\x08.\x12.[ -~]+")
+
+
+# What an export to a directory writes; further files of the directory are those of a tokenizer.
+GRAPH_NAME, INT8_NAME = "model.onnx", "model_int8.onnx"
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+# Where the metadata of a graph of ours ends, which is the end of the file.
+OUR_METADATA = b"max_position_embeddings"
+
+
+def is_graph_file(target: Path) -> bool:
+    """Say whether --export_onnx names a file; else it names a directory."""
+    return not target.is_dir() and (target.suffix == ".onnx" or target.exists())
+
+
+def check_export(target: Path, int8: bool) -> None:
+    """Check that `target` may be written, as a file or a directory, and that the packages are here.
+
+    Raises:
+        UserError: it is something that is not ours, or its parent directory does not exist.
+        EnvironmentFault: a package is missing.
+    """
+    if is_graph_file(target):
+        if int8:
+            raise UserError(f"--int8: --export_onnx {target} is a file; give a directory")
+        _check_target("--export_onnx", target, ONNX_GRAPH)
+    else:
+        _check_export_directory(target)
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise EnvironmentFault(
+            f"--export_onnx needs {', '.join(missing)}: pip install -r requirements-onnx.txt"
+        )
+
+
+def _check_export_directory(target: Path) -> None:
+    """Refuse a directory that holds something and is no former export."""
+    if not target.is_dir():
+        if not target.parent.is_dir():
+            raise UserError(
+                f"--export_onnx {target}: no such directory; create {target.parent} first"
+            )
+        return
+    held = sorted(entry.name for entry in target.iterdir())
+    if held and not _ends_as_ours(target / GRAPH_NAME):
+        raise UserError(
+            f"--export_onnx: {target} holds files ({held[0]}, ...) but no export of ours; "
+            "give a new directory"
+        )
+    if INT8_NAME in held and not _ends_as_ours(target / INT8_NAME):
+        raise UserError(
+            f"--export_onnx would replace {target / INT8_NAME}, which is not ours; move it away"
+        )
+
+
+def _ends_as_ours(path: Path) -> bool:
+    """Say whether `path` is a graph that `export_onnx` wrote."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 256))
+        return OUR_METADATA in file.read()
 
 
 def _check_target(flag: str, path: Path, kind: Kind) -> None:
