@@ -182,3 +182,11 @@ def test_the_table_is_aligned(figures):
     alone = comparison_table(figures[0]).splitlines()
     assert len(alone) == len(lines)
     assert not any("faster" in line for line in alone)
+
+
+def test_a_loss_is_called_one(figures):
+    table = comparison_table(figures[1], figures[0])
+    speed = next(line for line in table.splitlines() if "batch 1: sentences/s" in line)
+    assert speed.split()[-4:] == ["100.0", "1000.0", "10.0x", "slower"]
+    assert "x larger" in table
+    assert "faster" not in table

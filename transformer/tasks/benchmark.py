@@ -246,7 +246,7 @@ def comparison_table(student: Figures, teacher: Figures | None = None) -> str:
     else:
         lines = [["", student.name, teacher.name, "student is"]]
         for mine, theirs in zip(_rows(student), _rows(teacher), strict=True):
-            gain = f"{_ratio(mine, theirs):.1f}x {mine.gain}"
+            gain = _worded(_ratio(mine, theirs), mine.gain)
             lines.append([mine.label, mine.text, theirs.text, gain])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = [
@@ -258,6 +258,14 @@ def comparison_table(student: Figures, teacher: Figures | None = None) -> str:
         "tokenising is not timed"
     )
     return "\n".join(table)
+
+
+LOSSES = {"smaller": "larger", "fewer": "more", "faster": "slower"}
+
+
+def _worded(ratio: float, gain: str) -> str:
+    """Return e.g. "2.5x faster" of 2.5, and "2.5x slower" of 0.4."""
+    return f"{ratio:.1f}x {gain}" if ratio >= 1 else f"{1 / ratio:.1f}x {LOSSES[gain]}"
 
 
 def _ratio(student: _Row, teacher: _Row) -> float:
