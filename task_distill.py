@@ -28,10 +28,9 @@ from pathlib import Path
 
 from transformer.checkpoint.directory import save_checkpoint
 from transformer.checkpoint.model_card import write_model_card
-from transformer.distillation.layers import DISTILLATION_FLAGS, add_distillation_arguments
-from transformer.distillation.start import START_FLAGS, add_start_arguments
+from transformer.distillation.layers import add_distillation_arguments
+from transformer.distillation.start import add_start_arguments
 from transformer.file_utils import upload
-from transformer.runtime.fingerprint import Fingerprint, file_digest, fingerprint
 from transformer.runtime.metrics_log import sum_by_kind
 from transformer.runtime.output_dir import RunDirectory, run_directory, save_args
 from transformer.runtime.ranks import add_runtime_arguments, close_runtime, setup_runtime
@@ -49,27 +48,15 @@ from transformer.tasks.options import check_args, delivers, trains
 from transformer.tasks.predict import check_predict, predict
 from transformer.tasks.results import report_seeds, results_table, seed_directory, write_dev_results
 from transformer.tasks.run import Job, Run
-from transformer.tasks.table import TASK_FLAGS, add_task_arguments
+from transformer.tasks.table import add_task_arguments
 from transformer.training.loop import begin_state, finish_run, training_steps
-from transformer.training.options import TRAINING_FLAGS, add_training_arguments
+from transformer.training.options import add_training_arguments
 from transformer.training.state import RunState, earlier_state
-from transformer.training.steps import RunPlan
 
 logger = logging.getLogger("task_distill")
 
 # Flags that name what is read, and must not be written over.
 INPUTS = ("data_dir", "student_model", "teacher_model")
-
-# Flags that decide the result of a training, beside the content of what is read.
-DECISIVE = (
-    *("finetune", "pred_distill", "joint", "aug_train", "max_seq_length", "seed"),
-    *("temperature", "prediction_loss", "original_soft_ce"),
-    *("hard_labels", "hard_label_weight", "hard_labels_on_augmented"),
-    *TASK_FLAGS,
-    *START_FLAGS,
-    *TRAINING_FLAGS,
-    *DISTILLATION_FLAGS,
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -172,28 +159,11 @@ def publish(run: Run, state: RunState, directory: Path, results: dict[str, float
         upload(args.output_dir, args.data_url)
 
 
-def what_decides(run: Run, plan: RunPlan) -> Fingerprint:
-    """Return the fingerprint of the training of one seed."""
-    job = run.job
-    return fingerprint(
-        run.args,
-        DECISIVE,
-        ranks=run.runtime.world_size,
-        precision=run.runtime.dtype,
-        student=job.student.fingerprint,
-        teacher=job.teacher and job.teacher.fingerprint,
-        tokenizer=job.tokenizer.fingerprint,
-        data=plan.content_key(),
-        init_text=run.args.init_text and file_digest(run.args.init_text),
-        dev_sets=[dev.dataset.meta["content"] for dev in job.dev_sets],
-    )
-
-
 def run_seed(run: Run, directory: RunDirectory) -> dict[str, float]:
     """Train one student; return the results of the model that is kept."""
     args, runtime, objective = run.args, run.runtime, run.job.objective
     plan = run.plan_steps()
-    decides = runtime.on_main(lambda: what_decides(run, plan))
+    decides = runtime.on_main(lambda: run.what_decides(plan))
     saved = earlier_state(args, runtime, decides)
     if saved and saved["finished"]:
         return run.stored_results()

@@ -12,20 +12,23 @@ from torch import nn
 
 from transformer.checkpoint.directory import Checkpoint
 from transformer.distillation.closed_form import ClosedFormReport
+from transformer.distillation.layers import DISTILLATION_FLAGS
 from transformer.distillation.objectives import Objective, mean_loss
-from transformer.distillation.start import begin_from_teacher, describe, text_of
+from transformer.distillation.start import START_FLAGS, begin_from_teacher, describe, text_of
 from transformer.distillation.students import freeze_unread, set_dropout
 from transformer.files import read_json
 from transformer.modeling import TinyBertForSequenceClassification
+from transformer.runtime.fingerprint import Fingerprint, file_digest, fingerprint
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import load_classifier
 from transformer.tasks.metrics import Results, chance_score, is_better, worst_score
 from transformer.tasks.options import learns_task, needs_teacher, stage_of
 from transformer.tasks.results import DevSet, evaluate
-from transformer.tasks.table import Task
+from transformer.tasks.table import TASK_FLAGS, Task
 from transformer.tokenization import BertTokenizer
 from transformer.training.batches import BatchPlan
 from transformer.training.loop import compile_forward
+from transformer.training.options import TRAINING_FLAGS
 from transformer.training.packed import PackedDataset
 from transformer.training.state import RunState
 from transformer.training.steps import RunPlan
@@ -34,6 +37,18 @@ logger = logging.getLogger(__name__)
 
 # Of what a student is better than chance before training, it may lose this share at first.
 DESTROYED_SHARE = 0.25
+
+
+# Flags that decide the result of a training, beside the content of what is read.
+DECISIVE = (
+    *("finetune", "pred_distill", "joint", "aug_train", "max_seq_length", "seed"),
+    *("temperature", "prediction_loss", "original_soft_ce"),
+    *("hard_labels", "hard_label_weight", "hard_labels_on_augmented"),
+    *TASK_FLAGS,
+    *START_FLAGS,
+    *TRAINING_FLAGS,
+    *DISTILLATION_FLAGS,
+)
 
 
 @dataclass
@@ -81,6 +96,22 @@ class Run:
         global_batch_size = self.args.train_batch_size * self.runtime.world_size
         order = BatchPlan(self.job.train_set, global_batch_size, self.args.seed)
         return RunPlan([order], self.args.num_train_epochs)
+
+    def what_decides(self, plan: RunPlan) -> Fingerprint:
+        """Return the fingerprint of the training."""
+        job, args = self.job, self.args
+        return fingerprint(
+            args,
+            DECISIVE,
+            ranks=self.runtime.world_size,
+            precision=self.runtime.dtype,
+            student=job.student.fingerprint,
+            teacher=job.teacher and job.teacher.fingerprint,
+            tokenizer=job.tokenizer.fingerprint,
+            data=plan.content_key(),
+            init_text=args.init_text and file_digest(args.init_text),
+            dev_sets=[dev.dataset.meta["content"] for dev in job.dev_sets],
+        )
 
     def stored_results(self) -> Results:
         """Return the results of a run that is finished, on every rank."""
