@@ -86,6 +86,12 @@ MISTAKES = [
         "argument --student_model: an empty text names no model; --help explains all flags",
     ),
     Mistake(
+        TASK,
+        {"output_dir": "b\udcff"},
+        "argument --output_dir: b\\udcff is not UTF-8; rename it, or set PYTHONUTF8=1 if it is; "
+        "--help explains all flags",
+    ),
+    Mistake(
         GENERAL,
         {"teacher_model": ""},
         "argument --teacher_model: an empty text names no model; --help explains all flags",
@@ -374,7 +380,8 @@ MISTAKES = [
     Mistake(
         TASK,
         {"do_eval": True, "export_onnx": "{task}"},
-        "--export_onnx: {task} is a directory; give a file",
+        "--export_onnx: {task} holds files (dev.tsv, ...) but no export of ours; give a new "
+        "directory",
     ),
     Mistake(
         TASK,

@@ -16,6 +16,7 @@ from transformer.runtime.fingerprint import (
     fingerprint,
     sampled_digest,
 )
+from transformer.tasks import run as task_run
 
 # Flags that decide nothing: where things are (what is read there is compared by content), how
 # much is written, how a run is started, and how fast it is.
@@ -26,7 +27,13 @@ FREE = {
     *("train_file", "dev_file", "test_file", "allow_short", "init_text"),
     *("resume", "overwrite_output_dir", "overwrite_output", "local_rank", "no_cuda"),
     *("num_workers", "reduce_memory", "save_steps", "tensorboard", "save_safetensors", "save_bin"),
-    *("do_predict", "benchmark", "export_onnx", "predict"),  # what is done with a finished model
+    *(
+        "do_predict",
+        "benchmark",
+        "export_onnx",
+        "int8",
+        "predict",
+    ),  # what is done with a finished model
 }
 
 # Free in one script only, with what is compared in its place.
@@ -53,8 +60,9 @@ def test_each_flag_decides_or_is_known_not_to(script: ModuleType) -> None:
     """Whoever adds a flag says here, or in DECISIVE, whether a run may go on with another value."""
     free = FREE | ALSO_FREE[script.__name__]
     flags = {action.dest for action in script.build_parser()._actions}
-    assert flags - free - set(script.DECISIVE) == set(), "neither in DECISIVE nor free"
-    assert free & set(script.DECISIVE) == set()
+    decisive = set(getattr(script, "DECISIVE", task_run.DECISIVE))
+    assert flags - free - decisive == set(), "neither in DECISIVE nor free"
+    assert free & decisive == set()
 
 
 def test_changes_are_named():

@@ -49,8 +49,19 @@ def test_a_log_line_that_cannot_be_written_ends_no_run(redirect: str, ending: st
         {ending}
     """
     process = start(main, redirect=redirect)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130 if ending else 0, "")
+
+
+def test_a_file_does_not_take_the_place_of_a_closed_stderr(tmp_path: Path) -> None:
+    main = f"""
+        file = open({str(tmp_path / "file")!r}, "w")
+        os.write(2, b"a warning of a library in C")
+        file.close()
+    """
+    process = start(main, redirect="2>&-")
     process.communicate(timeout=60)
-    assert process.returncode == (130 if ending else 0)
+    assert (process.returncode, (tmp_path / "file").read_text()) == (0, "")
 
 
 def test_what_the_terminal_has_no_letters_for_is_escaped() -> None:

@@ -169,7 +169,7 @@ def _cache_files(path: Path, limit: int, cache_dir: str | Path | None) -> tuple[
     directory = Path(cache_dir or Path(home) / "tinybert")
     directory.mkdir(parents=True, exist_ok=True)
     # Files of one name in several directories do not push each other out.
-    name = f"{path.name}.{limit or 'all'}.{zlib.crc32(str(path.resolve()).encode()):08x}"
+    name = f"{path.name}.{limit or 'all'}.{zlib.crc32(os.fsencode(path.resolve())):08x}"
     return directory / f"{name}.words.json", directory / f"{name}.vectors.f32"
 
 

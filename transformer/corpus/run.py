@@ -78,7 +78,7 @@ class PregenerationRun:
         self.output_dir = output_dir
         self.fingerprint = fingerprint
         self.state = RunState()
-        name = f"pregenerate-{zlib.crc32(str(output_dir.resolve()).encode()):08x}"
+        name = f"pregenerate-{zlib.crc32(os.fsencode(output_dir.resolve())):08x}"
         self.store_dir = tmp_dir / name if tmp_dir else output_dir / ".tokens"
         self._saved_at = time.monotonic()
         self._uploaded: set[Path] = set()

@@ -50,6 +50,8 @@ class _BarSafeHandler(logging.Handler):
     """Write log lines to stderr without tearing a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is None:  # closed by whoever started us; tqdm would write to stdout instead
+            return
         text = printable(without_secrets(self.format(record)))
         # No line that cannot be written (stderr is closed or full, the terminal gone) ends a run.
         with suppress(OSError, ValueError, AttributeError):

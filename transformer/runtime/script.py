@@ -91,10 +91,21 @@ class ScriptParser(argparse.ArgumentParser):
         return f"{flag} is no flag of this script{question}"
 
 
+def _check_name(text: str) -> None:
+    """Refuse a name that is not UTF-8: safetensors opens no such file, nor does JSON hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not UTF-8; rename it, or set PYTHONUTF8=1 if it is"
+        ) from None
+
+
 def file_path(text: str) -> Path:
     """Turn a word of the command line into a path; `~` is the home directory."""
     if not text:
         raise argparse.ArgumentTypeError("an empty text is no path")
+    _check_name(text)
     return Path(text).expanduser()
 
 
@@ -107,6 +118,7 @@ def model_name(text: str) -> str:
     """Check the name, path or address of a model."""
     if not text:
         raise argparse.ArgumentTypeError("an empty text names no model")
+    _check_name(text)
     return os.path.expanduser(text)
 
 
@@ -146,6 +158,19 @@ def _listen_to_signals() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a shell script
         signal.signal(signal.SIGINT, _interrupt)
+
+
+def _occupy_closed_streams() -> None:
+    """Open the null device where a standard stream is closed.
+
+    subtle: the next file that is opened would get the stream's number, and what a library in C
+    writes to stderr would go into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the smallest number that is free: this one
 
 
 def _tolerate_encodings() -> None:
@@ -243,6 +268,7 @@ def run_script(main: Callable[[], Any]) -> int:
     if os.name != "posix":
         _tell("this system is not supported; Linux and macOS are, and Windows by way of WSL")
         return 3
+    _occupy_closed_streams()
     _listen_to_signals()
     _tolerate_encodings()
     try:

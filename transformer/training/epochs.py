@@ -239,7 +239,7 @@ def _store_key(path: Path, vocab: dict[str, int], place: Path) -> str:
     """Name what a store is made of, besides content: the vocabulary and, elsewhere, the path."""
     digest = hashlib.sha256("\n".join(f"{t} {i}" for t, i in vocab.items()).encode())
     if place != path.parent:
-        digest.update(str(path.resolve()).encode())
+        digest.update(os.fsencode(path.resolve()))
     return digest.hexdigest()[:12]
 
 
