@@ -40,6 +40,12 @@ def test_labels_meet_by_name() -> None:
     assert label_order(["not-entailment", "ENTAILMENT"], TASKS["rte"], "t") == [1, 0]
     assert label_order(["POSITIVE", "NEGATIVE"], TASKS["sst2"], "t") == [1, 0]
     assert label_order(["1", "0"], TASKS["sst2"], "t") == [1, 0]
+    for labels in (("-1", "1"), ("C", "C_", "c#"), ("Yes", "yes"), ("1 star", "1-star")):
+        own = replace(TASKS["sst2"], labels=labels, aliases=())
+        assert label_order(labels[::-1], own, "t") == list(range(len(labels)))[::-1]
+    own = replace(TASKS["sst2"], labels=("-1", "1"), aliases=())
+    with pytest.raises(UserError, match="cannot be matched"):
+        label_order(["- 1", "1 "], own, "t")  # alike once bare: which is which?
 
 
 def test_labels_without_names_are_taken_in_order(

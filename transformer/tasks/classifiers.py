@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 def label_order(names: Sequence[str], task: Task, whose: str) -> list[int]:
     """Return, for each label of the task, the output of a classifier whose outputs have `names`.
 
-    Names are compared without regard to case, blanks, "-" and "_", and by the task's aliases.
+    Names are compared as they are spelled; else without regard to case, blanks, "-" and "_", where
+    that leaves them different; and by the task's aliases.
     Outputs called LABEL_0, LABEL_1, ... have no names: they are taken to be in the task's order.
 
     Raises:
@@ -44,11 +45,12 @@ def label_order(names: Sequence[str], task: Task, whose: str) -> list[int]:
     labels = task.labels or ()
     if _are_unnamed(names, task):
         return list(range(len(labels)))
-    found = {_bare(name): number for number, name in enumerate(names)}
-    for spelling in (labels, task.aliases):
-        wanted = [_bare(label) for label in spelling]
-        if len(names) == len(labels) and sorted(found) == sorted(wanted):
-            return [found[label] for label in wanted]
+    for spell in (str, _bare):
+        found = {spell(name): number for number, name in enumerate(names)}
+        for spelling in (labels, task.aliases):
+            wanted = [spell(label) for label in spelling]
+            if len(found) == len(names) == len(set(wanted)) and set(found) == set(wanted):
+                return [found[label] for label in wanted]
     raise UserError(
         f"{whose} has the labels {', '.join(names)}; {task.name} has {', '.join(labels)}: they "
         "cannot be matched. Correct id2label in its config.json, or give --labels"
