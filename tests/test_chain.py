@@ -53,10 +53,10 @@ def write_glove(path: Path, rng: random.Random) -> None:
 
 
 def readme_chain() -> str:
-    """Return the bash blocks of the section on the four steps."""
+    """Return the bash blocks of the sections on the short way and on the four steps."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme[readme.index("## The four steps") :]
-    section = section[: section.index("\n## ", 1)]
+    section = readme[readme.index("## The short way") :]
+    section = section[: section.index("\n## ", section.index("\n## The four steps") + 1)]
     return "\n".join(re.findall(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL))
 
 
@@ -114,6 +114,8 @@ def test_readme_chain_makes_a_student_that_solves_the_task(chain_dir: Path) -> N
     runs = chain_dir / "runs"
     results = json.loads((runs / "sst2_eval" / "eval_results.json").read_text())
     assert results["teacher_acc"] > 0.95
+    short = json.loads((runs / "short_student" / "eval_results.json").read_text())
+    assert short["acc"] > 0.95
     assert results["acc"] > 0.95
     student, teacher = read_config(runs / "sst2_tinybert"), read_config(runs / "sst2_teacher")
     assert (student.num_hidden_layers, student.hidden_size) == (2, 16)
