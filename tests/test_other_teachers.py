@@ -110,7 +110,7 @@ def chain(request, tmp_path_factory) -> Chain:
     general = "--student_model", root / "general"
     chain.task(*teacher, *general, "--output_dir", root / "layers", "--log_steps", 8)
     layers = "--student_model", root / "layers"
-    chain.task("--pred_distill", *teacher, *layers, "--output_dir", root / "student")
+    chain.task("--pred_distill", *teacher, *layers, "--output_dir", root / "student", epochs=8)
     return chain
 
 
