@@ -345,8 +345,7 @@ def measure_start(
     data, start = held_out
     start = min(start, max(len(data) - START_EXAMPLES, 0))
     losses = mean_loss(objective, state.student, data, args.eval_batch_size, runtime, start=start)
-    shares = {f"explained/{m}": share for m, share in report.explained.items()}
-    state.metrics.write(step=0, **shares, **losses)
+    state.metrics.write(step=0, **report.fields, **losses)
     state.facts["start"] = [f"loss before training {losses['eval_loss']:.4f}"]
     logger.info("%s", state.facts["start"][0])
     if report.explained:

@@ -47,7 +47,7 @@ from transformer.tasks.job import plan_job
 from transformer.tasks.options import check_args, delivers, trains
 from transformer.tasks.predict import check_predict, predict
 from transformer.tasks.results import report_seeds, results_table, seed_directory, write_dev_results
-from transformer.tasks.run import Job, Run
+from transformer.tasks.run import Job, Run, metric_fields
 from transformer.tasks.table import add_task_arguments
 from transformer.training.loop import begin_state, finish_run, training_steps
 from transformer.training.options import add_training_arguments
@@ -127,8 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
 def evaluate_and_keep(run: Run, state: RunState, total_steps: int) -> None:
     """Measure the student on the dev sets; keep it if it is the best so far, or the last."""
     results = run.measure(state.student)
-    fields = {f"eval_{key.removeprefix('eval_')}": value for key, value in results.items()}
-    state.metrics.write(step=state.step, **fields)
+    state.metrics.write(step=state.step, **metric_fields(results))
     shown = "  ".join(f"{key} {value:.4f}" for key, value in sum_by_kind(results).items())
     logger.info("%s step %d of %d: dev %s", run.stage, state.step, total_steps, shown)
     run.compare_with_start(state, results)

@@ -287,6 +287,20 @@ def test_both_stages_teach_entities(toy: Path) -> None:
     assert again["entity_f1"] == student["entity_f1"]
 
 
+def test_a_student_of_tags_is_computed_from_its_teacher(toy: Path) -> None:
+    config = json.loads((toy / "general" / "config.json").read_text())
+    (toy / "config").mkdir()
+    (toy / "config" / "config.json").write_text(json.dumps(config))
+    flags = ["--task_name", "ner", "--data_dir", str(toy / "data"), "--max_seq_length", "32"]
+    flags += ["--pred_distill", "--init_from_teacher", "uniform", "--learning_rate", "1e-4"]
+    flags += ["--teacher_model", str(toy / "teacher"), "--student_model", str(toy / "config")]
+    flags += ["--num_train_epochs", "0.2", "--output_dir", str(toy / "computed")]
+    task_distill.main([*flags, "--precision", "fp32"])
+    first = json.loads((toy / "computed" / "metrics.jsonl").read_text().split("\n")[0])
+    assert first["step"] == 0 and first["eval_entity_f1"] > 0.5
+    assert {"explained/0", "explained/1", "explained/2"} <= first.keys()
+
+
 def test_predictions_are_those_of_hugging_face(toy: Path) -> None:
     transformers = pytest.importorskip("transformers")
     lines = (toy / "results" / "NER.tsv").read_text().split("\n\n")[:-1]

@@ -189,6 +189,11 @@ class ClosedFormReport:
     scores: dict[int, float] = field(default_factory=dict)
     logits: float | None = None
 
+    @property
+    def fields(self) -> dict[str, float]:
+        """Return what metrics.jsonl holds of it."""
+        return {f"explained/{m}": share for m, share in self.explained.items()}
+
 
 def check_closed_form(student: BertConfig, teacher: BertConfig, pairs: LayerPairs) -> None:
     """Check that a student of these sizes can be computed from this teacher.
@@ -555,9 +560,8 @@ class _ClosedForm:
             found.outputs.append(layer.output.LayerNorm(z_out))
             found.output_deviations.append(z_out.std(-1, keepdim=True, correction=0))
             (rows,) = self.rows(place, activation)
-            ones = torch.full_like(rows[:, 0], 1.0)
-            sums = sums + torch.stack([rows.sum(0), rows.square().sum(0), ones.sum() + 0 * rows[0]])
-        mean, square = sums[0] / sums[2], sums[1] / sums[2]
+            sums = sums + torch.stack([rows.sum(0), rows.square().sum(0)])
+        mean, square = sums / sum(int(mask.sum()) for mask in self.masks)
         found.activation_deviation = (square - mean.square()).clamp_min(0).sqrt()
         return found
 

@@ -35,7 +35,7 @@ from transformer.tasks.classifiers import (
     load_classifier,
 )
 from transformer.tasks.files import find_file, require_file, with_labels
-from transformer.tasks.metrics import Results, score
+from transformer.tasks.metrics import Results
 from transformer.tasks.options import (
     learns_layers,
     learns_task,
@@ -43,12 +43,11 @@ from transformer.tasks.options import (
     with_defaults,
     with_eval_step,
 )
-from transformer.tasks.results import DevSet, evaluate, warn_of_chance
+from transformer.tasks.results import DevSet, evaluate_with_answers, warn_of_chance
 from transformer.tasks.run import Job
 from transformer.tasks.table import Task
 from transformer.tasks.token_cache import TokenCache
 from transformer.tokenization import BertTokenizer
-from transformer.training.inference import predict_logits
 from transformer.training.packed import PackedDataset
 
 logger = logging.getLogger(__name__)
@@ -241,11 +240,7 @@ def inspect_teacher(
     teacher: nn.Module, task: Task, dev_sets: list[DevSet], batch_size: int, runtime: Runtime
 ) -> Results:
     """Return the teacher's dev scores, said before anything is learnt from it, with doubts."""
-    dataset = dev_sets[0].dataset
-    logits = predict_logits(teacher, dataset, batch_size, runtime)
-    logits, labels = task.kind.answers(dataset, logits)
-    results = score(task, logits, labels)
-    results |= evaluate(teacher, task, dev_sets[1:], batch_size, runtime)
+    results, logits, labels = evaluate_with_answers(teacher, task, dev_sets, batch_size, runtime)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in results.items())
     logger.info("the teacher on %s, dev: %s", task.name, shown)
     warn_of_chance(task, results[task.best_metric], labels, "the teacher")

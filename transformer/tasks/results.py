@@ -39,12 +39,21 @@ def evaluate(
     model: nn.Module, task: Task, dev_sets: Sequence[DevSet], batch_size: int, runtime: Runtime
 ) -> Results:
     """Return the scores on every dev set; a sister's keys carry its suffix ("acc-mm")."""
+    return evaluate_with_answers(model, task, dev_sets, batch_size, runtime)[0]
+
+
+def evaluate_with_answers(
+    model: nn.Module, task: Task, dev_sets: Sequence[DevSet], batch_size: int, runtime: Runtime
+) -> tuple[Results, np.ndarray, np.ndarray]:
+    """Return the scores of `evaluate`, and the scored logits (N, C) and labels of the first set."""
     results: Results = {}
+    answers = []
     for dev in dev_sets:
         logits = predict_logits(model, dev.dataset, batch_size, runtime)
-        found = score(task, *task.kind.answers(dev.dataset, logits))
+        answers.append(task.kind.answers(dev.dataset, logits))
+        found = score(task, *answers[-1])
         results |= {key + dev.suffix.lower(): value for key, value in found.items()}
-    return results
+    return results, *answers[0]
 
 
 def warn_of_chance(task: Task, score: float, labels: np.ndarray, whose: str) -> bool:

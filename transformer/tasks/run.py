@@ -23,7 +23,7 @@ from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import load_classifier
 from transformer.tasks.metrics import Results, chance_score, is_better, worst_score
 from transformer.tasks.options import learns_task, needs_teacher, stage_of
-from transformer.tasks.results import DevSet, evaluate
+from transformer.tasks.results import DevSet, evaluate, evaluate_with_answers
 from transformer.tasks.table import TASK_FLAGS, Task
 from transformer.tokenization import BertTokenizer
 from transformer.training.batches import BatchPlan
@@ -49,6 +49,11 @@ DECISIVE = (
     *TRAINING_FLAGS,
     *DISTILLATION_FLAGS,
 )
+
+
+def metric_fields(results: Results) -> dict[str, float]:
+    """Return results under their names in metrics.jsonl: "eval_" before each, once."""
+    return {f"eval_{key.removeprefix('eval_')}": value for key, value in results.items()}
 
 
 @dataclass
@@ -155,11 +160,12 @@ class Run:
         """Say what a student that begins from its teacher is worth before any training."""
         job, metric = self.job, self.job.task.best_metric
         batch_size = self.args.eval_batch_size
-        scores = evaluate(state.student, job.task, job.dev_sets, batch_size, self.runtime)
-        shares = {f"explained/{m}": share for m, share in report.explained.items()}
-        fields = {f"eval_{key.removeprefix('eval_')}": value for key, value in scores.items()}
-        state.metrics.write(step=0, **shares, **fields)
+        scores, _, labels = evaluate_with_answers(
+            state.student, job.task, job.dev_sets, batch_size, self.runtime
+        )
+        state.metrics.write(step=0, **report.fields, **metric_fields(scores))
         state.facts["start_score"] = scores[metric]
+        state.facts["chance"] = chance_score(job.task, labels)
         state.facts["start"] = [f"dev {metric} before training {scores[metric]:.4f}"]
         if not self.keeps_best:
             loss = self.measure(state.student)["eval_loss"]
@@ -171,12 +177,10 @@ class Run:
     def compare_with_start(self, state: RunState, results: Results) -> None:
         """Warn once, at the first evaluation, if training destroys what the student began with."""
         start = state.facts.get("start_score")
-        if start is None or not self.keeps_best or "compared" in state.facts:
+        if start is None or not self.keeps_best or state.best_score is not None:
             return
-        state.facts["compared"] = True
-        metric = self.job.task.best_metric
-        score, labels = results[metric], self.job.dev_sets[0].dataset.labels[:]
-        chance = chance_score(self.job.task, labels)
+        metric, chance = self.job.task.best_metric, state.facts["chance"]
+        score = results[metric]
         if abs(start - chance) and (start - score) / (start - chance) > DESTROYED_SHARE:
             logger.warning(
                 "WARNING: %s was %.4f before training and is %.4f at step %d: the training "
