@@ -67,6 +67,12 @@ def _embedding(config: BertConfig, rows: int) -> nn.Embedding:
     return embedding
 
 
+def head_dropout(config: BertConfig) -> Dropout:
+    """Make the dropout before a classifier: its own, else that of the hidden states."""
+    own = config.classifier_dropout
+    return Dropout(config.hidden_dropout_prob if own is None else own)
+
+
 class BertEmbeddings(nn.Module):
     """Sum word, position and segment embeddings; normalise; drop out."""
 
@@ -446,11 +452,6 @@ class TinyBertForPreTraining(BertPreTrainedModel):
         elif config.fit_size:
             self.fit_dense = _linear(config, config.hidden_size, config.fit_size)
 
-    @property
-    def num_outputs(self) -> int:
-        """Return the width of the logits."""
-        return self.config.num_labels
-
     def fit(self, hidden: Tensor, number: int) -> Tensor:
         """Project hidden states of layer `number` (0: embeddings) to (B, T, fit_size)."""
         if not self.config.fit_size:
@@ -487,8 +488,7 @@ class TinyBertForSequenceClassification(TinyBertForPreTraining):
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
-        own_dropout = config.classifier_dropout
-        self.dropout = Dropout(config.hidden_dropout_prob if own_dropout is None else own_dropout)
+        self.dropout = head_dropout(config)
         self.classifier = _linear(config, config.hidden_size, config.num_labels)
 
     def forward(
@@ -528,8 +528,7 @@ class TinyBertForTokenClassification(TinyBertForPreTraining):
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
-        own_dropout = config.classifier_dropout
-        self.dropout = Dropout(config.hidden_dropout_prob if own_dropout is None else own_dropout)
+        self.dropout = head_dropout(config)
         self.classifier = _linear(config, config.hidden_size, config.num_labels)
 
     def forward(
@@ -547,36 +546,4 @@ class TinyBertForTokenClassification(TinyBertForPreTraining):
         if not classify:
             return output
         logits = self.classifier(self.dropout(output.hidden_states[-1]))
-        return BertOutput(logits) if only_logits else output._replace(logits=logits)
-
-
-class TinyBertForQuestionAnswering(TinyBertForPreTraining):
-    """Finds an answer in a text: logits for where it starts and for where it ends."""
-
-    per_token = True
-
-    def __init__(self, config: BertConfig):
-        super().__init__(config)
-        self.qa_outputs = _linear(config, config.hidden_size, 2)
-
-    @property
-    def num_outputs(self) -> int:
-        """Return the width of the logits: start and end."""
-        return 2
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        classify: bool = True,
-        only_logits: bool = False,
-        **options: Any,
-    ) -> BertOutput:
-        """Return logits (B, T, 2) too, unless `classify` is off; options as in the parent class."""
-        output = super().forward(input_ids, token_type_ids, attention_mask, **options)
-        if not classify:
-            return output
-        logits = self.qa_outputs(output.hidden_states[-1])
         return BertOutput(logits) if only_logits else output._replace(logits=logits)

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transformer.architectures.albert import FactorisedEmbeddings, check_embedding_size
-from transformer.attention import Dropout
 from transformer.configuration import BertConfig
-from transformer.modeling import BertEmbeddings, BertModel, BertPooler
+from transformer.modeling import BertEmbeddings, BertModel, BertPooler, head_dropout
 
 
 @dataclass
@@ -42,8 +41,7 @@ class ElectraPooler(BertPooler):
 
     def __init__(self, config: ElectraConfig):
         super().__init__(config)
-        own_dropout = config.classifier_dropout
-        self.dropout = Dropout(config.hidden_dropout_prob if own_dropout is None else own_dropout)
+        self.dropout = head_dropout(config)
 
     def forward(self, hidden: Tensor) -> Tensor:  # (B, T, D) -> (B, D)
         return F.gelu(self.dense(self.dropout(hidden[:, 0])))

@@ -293,7 +293,7 @@ class _ClosedForm:
         self.projection(fits)
         if self.reads_first_token:
             self.pooled_head(x, h)
-        elif _token_head(self.student) is not None:
+        elif hasattr(self.student, "classifier"):
             self.token_head(x, h)
         return self.report
 
@@ -536,10 +536,9 @@ class _ClosedForm:
 
     def token_head(self, x: States, h: States) -> None:
         """Set a head that reads every token."""
-        head = _token_head(self.teacher)
-        moments = self.moments(x, [head(state) for state in h])
+        moments = self.moments(x, [self.teacher.classifier(state) for state in h])
         weights = ridge(moments, HEAD_RIDGE)
-        _set(_token_head(self.student), weights)
+        _set(self.student.classifier, weights)
         self.report.logits = moments.explained(weights)
 
     # -------------------------------------------------------------------------------- the teacher
@@ -646,8 +645,3 @@ def _pooled(pooler: nn.Module, first: Tensor) -> tuple[Tensor, Tensor]:
     pooled = pooler(first[:, None])
     # Of another activation: small enough that tanh is nearly linear.
     return pooled / (3 * pooled.std(0)).clamp_min(1e-6), pooled
-
-
-def _token_head(model: nn.Module) -> nn.Linear | None:
-    """Return the head that reads every token, None if there is none."""
-    return getattr(model, "classifier", None) or getattr(model, "qa_outputs", None)

@@ -89,7 +89,7 @@ def _write_logits(
 
 def _shape(teacher: TinyBertForPreTraining, dataset: PackedDataset) -> tuple[int, int]:
     """Return the shape of the logits of all rows, or of all their tokens."""
-    return (dataset.tokens if teacher.per_token else len(dataset)), teacher.num_outputs
+    return (dataset.tokens if teacher.per_token else len(dataset)), teacher.config.num_labels
 
 
 class PartialArray:

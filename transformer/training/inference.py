@@ -36,7 +36,7 @@ def predict_logits(
     model.eval()
     start, stop = part or (0, len(dataset))
     per_token = model.per_token
-    width = model.num_outputs
+    width = model.config.num_labels
     indices, parts = [np.zeros(0, np.int64)], [torch.zeros(0, width, device=runtime.device)]
     batches = evaluation_batches(
         dataset,
