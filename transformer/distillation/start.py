@@ -22,7 +22,7 @@ from transformer.modeling import BertPreTrainedModel
 from transformer.runtime.ranks import Runtime
 from transformer.runtime.script import file_path
 from transformer.tokenization import BertTokenizer
-from transformer.training.batches import Batch, collate
+from transformer.training.batches import Batch, collate, pad_rows
 from transformer.training.packed import PackedDataset
 
 logger = logging.getLogger(__name__)
@@ -219,16 +219,9 @@ def _lines(args: argparse.Namespace, tokenizer: BertTokenizer) -> list[Batch]:
             f"--init_text {args.init_text} holds {count} tokens; {LEAST_TOKENS} or more are needed"
         )
     rows.sort(key=len)
-    return [
-        _batch(rows[start : start + BATCH_ROWS], tokenizer.pad_id)
-        for start in range(0, len(rows), BATCH_ROWS)
-    ]
-
-
-def _batch(rows: list[list[int]], pad_id: int) -> Batch:
-    input_ids = torch.full((len(rows), max(map(len, rows))), pad_id)
-    for place, row in enumerate(rows):
-        input_ids[place, : len(row)] = torch.tensor(row)
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
-    return Batch(input_ids, torch.zeros_like(input_ids), mask, None, None, torch.arange(len(rows)))
+    batches = []
+    for start in range(0, len(rows), BATCH_ROWS):
+        chosen = rows[start : start + BATCH_ROWS]
+        lengths = [len(row) for row in chosen]  # single sequences: all of segment 0
+        batches.append(pad_rows(chosen, lengths, max(lengths), tokenizer.pad_id))
+    return batches

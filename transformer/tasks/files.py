@@ -142,6 +142,7 @@ class RowReader:
         keys = self._find_keys(wanted, len(task.text), source)
         self.text_keys = keys[: len(task.text)]
         self.label_key = keys[-1] if need_label else None
+        self._keys = keys  # of all cells that a row needs
         self.index_key = 0 if self.has_header and self.first_line[0] in ("index", "id") else None
         self._needed = 1 + max((key for key in keys if isinstance(key, int)), default=-1)
         self._width = len(self.first_line) if self.has_header else len(source.columns)
@@ -233,8 +234,7 @@ class RowReader:
         """Say why a row cannot be used, "" if it can."""
         cells = row.cells
         if self.format == "json":
-            keys = self.text_keys if self.label_key is None else (*self.text_keys, self.label_key)
-            if any(key not in cells for key in keys):
+            if any(key not in cells for key in self._keys):
                 return SHORT
             self._check_types(row)
         elif len(cells) < self._needed:
@@ -251,7 +251,7 @@ class RowReader:
         return ""
 
     def _check_types(self, row: Row) -> None:
-        for key in self.text_keys if self.label_key is None else (*self.text_keys, self.label_key):
+        for key in self._keys:
             is_list = isinstance(row.cells[key], list)
             if is_list and key == self.label_key and self._kind.may_be_unlabelled:
                 continue

@@ -34,6 +34,7 @@ from transformer.runtime.ranks import Runtime
 from transformer.tasks.files import BLANK, RowReader
 from transformer.tasks.table import TASKS, Source, Task
 from transformer.tasks.token_cache import build_input
+from transformer.training.batches import pad_rows
 
 logger = logging.getLogger(__name__)
 
@@ -117,17 +118,12 @@ class TextClassifier:
         return ids, first_length
 
     def _batch_logits(self, inputs: list[tuple[list[int], int]]) -> np.ndarray:
-        length = max(len(ids) for ids, _ in inputs)
-        input_ids = torch.full((len(inputs), length), self.tokenizer.pad_id)
-        segments, mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids, dtype=torch.bool)
-        for row, (ids, first_length) in enumerate(inputs):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            segments[row, first_length : len(ids)] = 1
-            mask[row, : len(ids)] = True
-        device = self.runtime.device
+        rows, first_lengths = zip(*inputs, strict=True)
+        width = max(map(len, rows))
+        batch = pad_rows(rows, first_lengths, width, self.tokenizer.pad_id).to(self.runtime.device)
         with torch.inference_mode(), self.runtime.autocast():
-            inputs = input_ids.to(device), segments.to(device), mask.to(device)
-            output = self.model(*inputs, only_logits=True)
+            tensors = batch.input_ids, batch.token_type_ids, batch.attention_mask
+            output = self.model(*tensors, only_logits=True)
         return output.logits.float().cpu().numpy()
 
     def _answer(self, logits: np.ndarray) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -100,27 +100,42 @@ def collate(
     """Pad the examples to the longest of them, rounded up to `multiple`, or to `pad_to`."""
     indices = np.asarray(indices, np.int64)
     rows = dataset.rows(indices)
-    lengths = np.array([len(row) for row in rows], np.int64)
-    width = int(lengths.max(initial=1))
+    width = max(map(len, rows), default=1)
     width = pad_to if pad_to is not None else -(-width // multiple) * multiple
-    input_ids = np.full((len(rows), width), pad_token_id, np.int64)
-    for row, target in zip(rows, input_ids, strict=True):
-        target[: len(row)] = row
-    places = np.arange(width)
-    attention_mask = places < lengths[:, None]
-    token_type_ids = (places >= dataset.first_length[indices, None]) & attention_mask
+    padded = pad_rows(rows, dataset.first_length[indices], width, pad_token_id)
     labels = None if dataset.labels is None else dataset.labels[indices]
     if dataset.tags is not None:
         labels = np.full((len(rows), width), -100, np.int16)
         for tags, target in zip(dataset.tag_rows(indices), labels, strict=True):
             target[: len(tags)] = tags
+    return padded._replace(
+        labels=None if labels is None else torch.from_numpy(labels),
+        flags=None if dataset.flags is None else torch.from_numpy(dataset.flags[indices]),
+        indices=torch.from_numpy(indices),
+    )
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], first_lengths: Sequence[int], width: int, pad_token_id: int
+) -> Batch:
+    """Pad rows of ids to `width`; the first `first_lengths` tokens of each are segment 0.
+
+    The batch has neither labels nor flags, and its indices are those of `rows`.
+    """
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    input_ids = np.full((len(rows), width), pad_token_id, np.int64)
+    for row, target in zip(rows, input_ids, strict=True):
+        target[: len(row)] = row
+    places = np.arange(width)
+    attention_mask = places < lengths[:, None]
+    token_type_ids = (places >= np.asarray(first_lengths)[:, None]) & attention_mask
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(token_type_ids.astype(np.int64)),
         torch.from_numpy(attention_mask),
-        None if labels is None else torch.from_numpy(labels),
-        None if dataset.flags is None else torch.from_numpy(dataset.flags[indices]),
-        torch.from_numpy(indices),
+        None,
+        None,
+        torch.arange(len(rows)),
     )
 
 
