@@ -100,8 +100,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--cache_dir", default="", help="for downloads and parsed word vectors")
     add_task_arguments(parser)
-    method = parser.add_argument_group("method")
-    add = method.add_argument
+    add_method_arguments(parser)
+    add_runtime_arguments(parser)
+    return parser
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how rows are made of rows."""
+    add = parser.add_argument_group("method").add_argument
     add("--N", type=int, help="variants of each text (default: the task's)")
     add("--M", type=int, default=15, help="candidates for each word (default 15)")
     add("--p", type=float, default=0.4, help="probability to replace a word (default 0.4)")
@@ -141,8 +147,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--max_seq_length", type=int, help="pieces round a masked word (default 128)")
     add("--batch_size", type=int, default=128, help="masked copies in one forward (default 128)")
-    add_runtime_arguments(parser)
-    return parser
 
 
 def check_args(args: argparse.Namespace) -> None:

@@ -145,14 +145,8 @@ def training_steps(
 ) -> Iterator[Due]:
     """Train `state.student` to the end of the plan: the loop, as a generator.
 
-    It hands over to the script whenever something is due that only the script can do.
-
-    Example:
-        for due in training_steps(objective, plan, state, args, runtime, name="general"):
-            if due.evaluate:
-                publish(state.student)
-            if due.save:
-                state.save(args.output_dir, runtime)
+    It hands over to the script whenever something is due that only the script can do, as `train` in
+    general_distill.py and `run_seed` in task_distill.py show.
 
     Args:
         state: `state.step` steps are done already.
@@ -164,21 +158,12 @@ def training_steps(
     """
     total = plan.total_steps
     student = distribute(state.student, runtime)
-    # Batches are made ahead, in a thread of their own.
-    batches = step_batches(
-        plan,
-        runtime,
-        first_step=state.step + 1,
-        accumulation=args.gradient_accumulation_steps,
-        pad_token_id=state.student.config.pad_token_id,
-        pad_to=objective.pad_to,
-    )
     progress = Progress(
         total, description=name, initial=state.step, enabled=runtime.is_main, log_every=0
     )
     speed = Speed()
     with progress, StopSignal(runtime) as stop:
-        for step_batch in batches:
+        for step_batch in _batches_left(objective, plan, state, args, runtime):
             # One optimizer step. Nothing in it waits for the device.
             take_step(student, objective, step_batch, state, runtime, args.seed)
             speed.add(step_batch.sequences, step_batch.tokens)
@@ -203,6 +188,24 @@ def training_steps(
 
             if signum:
                 raise SystemExit(128 + signum)
+
+
+def _batches_left(
+    objective: TrainingObjective,
+    plan: RunPlan,
+    state: RunState,
+    args: argparse.Namespace,
+    runtime: Runtime,
+) -> Iterator[StepBatch]:
+    """Return the batches of the steps that are left, made ahead in a thread of their own."""
+    return step_batches(
+        plan,
+        runtime,
+        first_step=state.step + 1,
+        accumulation=args.gradient_accumulation_steps,
+        pad_token_id=state.student.config.pad_token_id,
+        pad_to=objective.pad_to,
+    )
 
 
 def take_step(

@@ -30,9 +30,16 @@ def add_training_arguments(
     *,
     epochs: float | None = 3.0,
     eval_batch_size: int = 32,
-    eval_step: int = 50,
+    eval_step: int | None = 50,
 ) -> None:
     """Add the flags of optimization, saving and resuming; the keywords are their defaults."""
+    _add_optimization(parser, epochs, eval_batch_size)
+    _add_saving(parser, eval_step)
+
+
+def _add_optimization(
+    parser: argparse.ArgumentParser, epochs: float | None, eval_batch_size: int
+) -> None:
     group = parser.add_argument_group("optimization")
     group.add_argument(
         "--train_batch_size",
@@ -85,6 +92,9 @@ def add_training_arguments(
         "config.json that is written keeps the model's own, for later fine-tuning",
     )
     group.add_argument("--compile", action="store_true", help="run models through torch.compile")
+
+
+def _add_saving(parser: argparse.ArgumentParser, eval_step: int | None) -> None:
     group = parser.add_argument_group("saving and resuming")
     group.add_argument("--eval_step", type=int, default=eval_step, help="steps between two looks")
     group.add_argument(
