@@ -14,6 +14,7 @@ import pytest
 import torch
 from other_models import VARIANTS, assert_close, every_variant, make_inputs, make_theirs, run_theirs
 from safetensors.torch import load_file, save_file
+from tensorflow_reader import FakeReader
 
 from transformer.architectures.table import ARCHITECTURES
 from transformer.checkpoint import load_model, read_config, save_checkpoint
@@ -147,19 +148,6 @@ def test_nezha_files_of_huawei_and_of_hugging_face_are_one_model(tmp_path):
 # ALBERT ------------------------------------------------------------------------------------------
 
 
-class Reader:
-    """A TensorFlow checkpoint of variables in memory."""
-
-    def __init__(self, variables: dict[str, np.ndarray]):
-        self.variables = variables
-
-    def get_variable_to_shape_map(self) -> dict[str, list[int]]:
-        return {name: list(value.shape) for name, value in self.variables.items()}
-
-    def get_tensor(self, name: str) -> np.ndarray:
-        return self.variables[name]
-
-
 LAYER = "bert/encoder/transformer/group_0/inner_group_0/"
 GOOGLE_NAMES = {
     "bert/encoder/embedding_hidden_mapping_in/kernel": "bert.embeddings.projection.weight",
@@ -181,7 +169,7 @@ def test_names_of_google_are_known(tmp_path):
         name: generator.random((3, 5) if name.endswith("kernel") else 3, np.float32)
         for name in GOOGLE_NAMES
     }
-    weights = read_tf_weights(Path("x"), Reader(variables))
+    weights = read_tf_weights(Path("x"), FakeReader(variables))
     save_file(weights, tmp_path / SAFETENSORS)
     read = read_weights(find_weights(tmp_path), "albert")
     assert read.keys() == set(GOOGLE_NAMES.values())

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tensorflow_reader import FakeReader
 
 from transformer.checkpoint.__main__ import FORMATS, convert, describe, main
 from transformer.checkpoint.directory import (
@@ -892,19 +893,6 @@ def test_relu_heads_are_told_once(tiny_config, tmp_path, caplog):
 
 
 # TensorFlow --------------------------------------------------------------------------------------
-
-
-class FakeReader:
-    """Stand for tensorflow's reader of a checkpoint."""
-
-    def __init__(self, variables: dict[str, np.ndarray]):
-        self.variables = variables
-
-    def get_variable_to_shape_map(self) -> dict[str, list[int]]:
-        return {name: list(value.shape) for name, value in self.variables.items()}
-
-    def get_tensor(self, name: str) -> np.ndarray:
-        return self.variables[name]
 
 
 def tensorflow_variables(model: BertForPreTraining) -> dict[str, np.ndarray]:
