@@ -91,20 +91,20 @@ def _check_deliveries(args: argparse.Namespace, task: Task) -> None:
         raise UserError("--int8 belongs to --export_onnx DIR")
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """A kind of file that a run writes: what it is, and a pattern of how each of them begins."""
 
     what: str
     beginning: bytes
 
 
-PREDICTIONS = Kind("predictions of this script", rb"index\tprediction\n")
+PREDICTIONS = FileKind("predictions of this script", rb"index\tprediction\n")
 
 # A word and its tag; see `write_tags`.
-TAGS = Kind("predicted tags", rb"[^\t\n]*\t[^\t\n]+\n")
+TAGS = FileKind("predicted tags", rb"[^\t\n]*\t[^\t\n]+\n")
 
 # A field with the version, then one with the exporter's name.
-ONNX_GRAPH = Kind("an ONNX graph", rb"\x08.\x12.[ -~]+")
+ONNX_GRAPH = FileKind("an ONNX graph", rb"\x08.\x12.[ -~]+")
 
 
 # What an export to a directory writes; further files of the directory are those of a tokenizer.
@@ -170,7 +170,7 @@ def _ends_as_ours(path: Path) -> bool:
         return OUR_METADATA in file.read()
 
 
-def _check_target(flag: str, path: Path, kind: Kind) -> None:
+def _check_target(flag: str, path: Path, kind: FileKind) -> None:
     """Refuse a file to write that is there already and is something else."""
     if path.is_dir():
         raise UserError(f"{flag}: {path} is a directory; give a file")
