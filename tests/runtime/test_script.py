@@ -72,13 +72,18 @@ def test_what_the_terminal_has_no_letters_for_is_escaped() -> None:
 
 # --- signals -----------------------------------------------------------------------------------
 
+# subtle: in short pieces. Python sees a signal that comes just before a sleep only after it.
 STUBBORN = """
+    def wait():
+        for _ in range(1200):
+            time.sleep(0.05)
+
     try:
         print("ready", flush=True)
-        time.sleep(60)
+        wait()
     finally:
         print("cleaning up", flush=True)
-        time.sleep(60)
+        wait()
 """
 
 
