@@ -203,12 +203,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_files(args: argparse.Namespace, tasks: Sequence[Task]) -> None:
+    """End with exit code 2, before anything is trained, if a file to read is not there."""
+    needed = [config / "config.json" for config in args.students]
+    for task in tasks:
+        needed += [args.glue_dir / task.directory / file.file for file in (task.train, *task.dev)]
+    for path in needed:
+        if not path.is_file():
+            print(f"proof.py: error: {path}: no such file", file=sys.stderr)
+            sys.exit(2)
+
+
 def main(argv: Sequence[str]) -> None:
     """Make what is missing, in the order seeds, students, tasks; print the table."""
     own = argv[: argv.index("--")] if "--" in argv else argv
     args = build_parser().parse_args(own)
     args.flags = argv[len(own) + 1 :]
     tasks = [GLUE[name] for name in args.tasks]
+    check_files(args, tasks)
     if not args.students:
         for task in tasks:
             make_teacher(task, args)
@@ -218,7 +230,7 @@ def main(argv: Sequence[str]) -> None:
                 make_student(task, config, seed, args)
                 text = table(args.work_dir)
                 (args.work_dir / "table.md").write_text(text, encoding="utf-8")
-                print(f"\n{text}", flush=True)
+                print(f"\n{text}", end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -80,3 +80,16 @@ def test_students_are_made_once_and_told_in_a_table(
 def test_pairs_are_recombined_and_single_texts_are_not() -> None:
     pairs = {name for name in proof.RECIPES if len(proof.GLUE[name].text) == 2}
     assert {name for name, recipe in proof.RECIPES.items() if recipe.recombine} == pairs
+
+
+def test_a_missing_student_is_found_before_a_teacher_is_trained(
+    tmp_path: Path, calls: list, capsys: pytest.CaptureFixture
+) -> None:
+    write_data(tmp_path / "glue")
+    command = ["--bert_model", "bert", "--glue_dir", str(tmp_path / "glue")]
+    command += ["--work_dir", str(tmp_path / "work"), "--students", str(tmp_path / "nowhere")]
+    with pytest.raises(SystemExit) as end:
+        proof.main(command)
+    assert (end.value.code, calls) == (2, [])
+    missing = tmp_path / "nowhere" / "config.json"
+    assert capsys.readouterr().err == f"proof.py: error: {missing}: no such file\n"
