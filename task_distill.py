@@ -56,7 +56,7 @@ from transformer.training.state import RunState, earlier_state
 logger = logging.getLogger("task_distill")
 
 # Flags that name what is read, and must not be written over.
-INPUTS = ("data_dir", "student_model", "teacher_model")
+INPUTS = ("data_dir", "student_model", "teacher_model", "transfer_file")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,6 +104,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--do_lower_case", action=argparse.BooleanOptionalAction, help="default: as stored")
     add("--num_workers", type=int, help="processes that tokenise; default: one a processor")
     add("--aug_train", action="store_true", help="train on train_aug.tsv (data_augmentation.py)")
+    add(
+        "--transfer_file",
+        type=file_path,
+        metavar="FILE",
+        help="distil on these texts instead of the training file: .tsv, .csv or .jsonl with the "
+        "task's text columns, or .txt with a text a line; labels in it are not read",
+    )
     add_task_arguments(parser, required=False)
     add = parser.add_argument_group("prediction distillation").add_argument
     add("--temperature", type=float, default=1.0, help="divides teacher's and student's logits")

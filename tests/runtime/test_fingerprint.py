@@ -24,7 +24,7 @@ FREE = {
     *("help", "output_dir", "output", "data_url", "cache_dir", "tmp_dir"),
     *("bert_model", "train_corpus", "pregenerated_data", "teacher_model", "student_model"),
     *("pretrained_bert_model", "glove_embs", "stop_words", "data_dir", "glue_dir"),
-    *("train_file", "dev_file", "test_file", "allow_short", "init_text"),
+    *("train_file", "dev_file", "test_file", "allow_short", "init_text", "transfer_file"),
     *("resume", "overwrite_output_dir", "overwrite_output", "local_rank", "no_cuda"),
     *("num_workers", "reduce_memory", "save_steps", "tensorboard", "save_safetensors", "save_bin"),
     *(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,14 @@ from transformer.runtime.output_dir import shown_args
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.benchmark import comparison, comparison_table, measure
 from transformer.tasks.classifiers import check_task_fits, load_classifier
-from transformer.tasks.files import RowReader, find_file, with_labels
+from transformer.tasks.files import RowReader, find_file
 from transformer.tasks.job import (
     load_teacher,
     open_checkpoint,
     open_dev_sets,
     shared_tokenizer,
     token_cache,
+    with_known_labels,
 )
 from transformer.tasks.kinds import TOKEN_LABELS
 from transformer.tasks.onnx_export import export_onnx
@@ -87,12 +88,8 @@ def _plan(args: argparse.Namespace, task: Task, runtime: Runtime) -> Delivery:
     teacher = open_checkpoint(args.teacher_model, args)
     config = checkpoint.config
     check_task_fits(task, args.max_seq_length, config, "the model")
-    if task.labels is None and task.kind.names_labels and config.id2label:
-        # A task of the user's own may come without its training file: the model knows the labels.
-        names = [name for _, name in sorted(config.id2label.items())]
-        if find_file(args.data_dir, task.train) is None:
-            task = replace(task, labels=tuple(names))
-    task = with_labels(task, args.data_dir, args.errors)
+    # A task of the user's own may come without its training file: the model knows the labels.
+    task = with_known_labels(task, args, checkpoint)
     tokenizer = shared_tokenizer(checkpoint, teacher)
     model = load_classifier(checkpoint, task, "the model", need_classifier=True)
     model.to(runtime.device).eval()

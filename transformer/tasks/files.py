@@ -19,15 +19,20 @@ import os
 import re
 import sys
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import numpy as np
+
 from transformer.files import UserError
+from transformer.tasks.kinds import CLASSIFICATION
 from transformer.tasks.sentences import with_tags
-from transformer.tasks.table import Source, Task
+from transformer.tasks.split import held_out_texts, text_hash
+from transformer.tasks.table import DEV_PART, TRAIN_PART, TRANSFER, Source, Task
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +105,9 @@ class RowReader:
 
     Iterating yields the rows that can be used, and can be repeated; nothing is kept in memory. The
     others are counted in `left_out`, by reason. With `keep_all`, for a set that needs a prediction
-    on every line, all rows are yielded, missing cells as empty ones.
+    on every line, all rows are yielded, missing cells as empty ones. Of a file that is training and
+    dev set in one, the rows of the source's part are yielded and the others counted in
+    `other_part`.
 
     Args:
         need_label: an error if the label's column is missing; else `label_key` is None.
@@ -125,11 +132,15 @@ class RowReader:
         self.format = FORMATS.get(self.path.suffix.lower(), "")
         if not self.format:
             raise UserError(f"{path}: unknown kind of file; allowed are .tsv, .csv, .jsonl, .json")
+        if self.path.suffix.lower() == ".txt" and source.part == TRANSFER:
+            self.format = "text"  # a text a line, tabs and all
         self.left_out: dict[str, LeftOut] = {}
-        self.rows_read = 0
+        self.rows_read = self.other_part = 0
         self.keep_all = keep_all
+        self.task, self.source = task, source
+        self._held_out: frozenset[int] | None = None
         self.has_header = source.header and self.format != "json"
-        self._errors = {"skip": "ignore"}.get(errors, errors)
+        self.errors = errors
         self._known_labels = frozenset(task.labels or ())
         self._kind = task.kind
         _check_first_bytes(self.path)
@@ -157,6 +168,20 @@ class RowReader:
 
     def every_row(self) -> Iterator[Row]:
         """Yield all rows, those that cannot be used with their `problem`, and count these."""
+        self.other_part = 0
+        for row in self._counted_rows():
+            if row.problem or self._is_in_part(row):
+                yield row
+            else:
+                self.other_part += 1
+
+    def usage(self) -> Iterator[tuple[bool, Row]]:
+        """Yield every row that is not blank, and whether iterating yields it as well."""
+        for row in self._counted_rows():
+            if row.problem != BLANK:
+                yield not row.problem and self._is_in_part(row), row
+
+    def _counted_rows(self) -> Iterator[Row]:
         self.left_out, self.rows_read = {}, 0
         rows = self._parsed()
         if self.has_header:
@@ -216,7 +241,11 @@ class RowReader:
             f"{held.rows:,} {reason} (line {held.line}{' first' if held.rows > 1 else ''})"
             for reason, held in self.left_out.items()
         )
-        sentence = f"{self.rows_read - total:,} of {self.rows_read:,} rows used"
+        used = self.rows_read - total - self.other_part
+        sentence = f"{used:,} of {self.rows_read:,} rows used"
+        if self.other_part:
+            other = DEV_PART if self.source.part == TRAIN_PART else TRAIN_PART
+            sentence += f"; {self.other_part:,} are the {other} set (--dev_share)"
         if reasons:
             sentence += f"; left out: {reasons}"
         if share > ERROR_SHARE and not allow_short:
@@ -227,6 +256,49 @@ class RowReader:
         if share > WARN_SHARE:
             logger.warning("WARNING: %s: %.1f%% of the rows are left out", self.path, 100 * share)
         return sentence
+
+    # ------------------------------------------------------------------------------ the dev share
+
+    def _is_in_part(self, row: Row) -> bool:
+        if self.source.part not in (TRAIN_PART, DEV_PART):
+            return True
+        if self._held_out is None:
+            self._held_out = self._choose_dev_texts()
+        held_out = text_hash(self.texts(row.cells)) in self._held_out
+        return held_out == (self.source.part == DEV_PART)
+
+    def _choose_dev_texts(self) -> frozenset[int]:
+        """Read the whole file and choose the texts of its dev set.
+
+        Raises:
+            UserError: there are too few rows for such a share.
+        """
+        whole = RowReader(self.path, self.task, replace(self.source, part=""), errors=self.errors)
+        names_labels, read_score = self.task.kind.names_labels, LabelReader.of(self.task)
+        hashes, strata, numbers = array("Q"), array("d"), {}
+        for row in whole:
+            label = whole.label(row.cells)
+            hashes.append(text_hash(whole.texts(row.cells)))
+            strata.append(
+                numbers.setdefault(label, len(numbers))
+                if names_labels
+                else read_score(label, self.path, row.line)
+            )
+        values = np.frombuffer(strata)
+        if names_labels:  # numbered by their names, whichever comes first in the file
+            values = np.argsort(np.argsort(list(numbers)))[values.astype(np.int64)]
+        chosen = held_out_texts(
+            np.frombuffer(hashes, np.uint64),
+            values,
+            self.source.dev_share,
+            keep_each=self.task.kind is CLASSIFICATION,
+        )
+        if not chosen:
+            raise UserError(
+                f"--dev_share {self.source.dev_share}: of the {len(hashes):,} rows of {self.path} "
+                "that is not one; give a larger share"
+            )
+        return chosen
 
     # ------------------------------------------------------------------------------ one row
 
@@ -379,7 +451,8 @@ class RowReader:
     def _opened(self) -> IO[str]:
         # subtle: newline="\n" (or "" for CSV) keeps odd line separators inside a cell.
         newline = "" if self.format == "csv" else "\n"
-        return open(self.path, encoding="utf-8-sig", errors=self._errors, newline=newline)
+        errors = {"skip": "ignore"}.get(self.errors, self.errors)
+        return open(self.path, encoding="utf-8-sig", errors=errors, newline=newline)
 
     def _parsed(self) -> Iterator[Row]:
         """Yield every row, the header too; blank lines, unless at the end of the file, as BLANK."""
@@ -419,7 +492,9 @@ class RowReader:
     def _line_rows(self, file: IO[str]) -> Iterator[Row]:
         for line, ended in enumerate(file, start=1):
             text = ended.rstrip("\r\n")
-            if self.format == "tsv":
+            if self.format == "text":
+                yield Row(line, [text] if text.strip() else None)
+            elif self.format == "tsv":
                 yield Row(line, text.split("\t") if text else None)
             else:
                 yield Row(line, self._json_cells(text, line) if text.strip() else None)
@@ -516,7 +591,7 @@ def with_labels(task: Task, data_dir: str | Path, errors: str = "strict") -> Tas
     if task.kind.reads == "sentences":
         dev = find_file(data_dir, task.dev[0])
         return with_tags(task, [path] if dev is None else [path, dev], errors)
-    reader = RowReader(path, task, task.train, errors=errors)
+    reader = RowReader(path, task, replace(task.train, part=""), errors=errors)
     split = task.kind.split
     counts = Counter(label for row in reader for label in split(reader.label(row.cells)))
     if len(counts) < 2:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ from transformer.tasks.options import (
 )
 from transformer.tasks.results import DevSet, evaluate_with_answers, warn_of_chance
 from transformer.tasks.run import Job
-from transformer.tasks.table import Task
+from transformer.tasks.table import Source, Task, transfer_source
 from transformer.tasks.token_cache import TokenCache
 from transformer.tokenization import BertTokenizer
 from transformer.training.packed import PackedDataset
@@ -98,13 +99,46 @@ def open_dev_sets(data_dir: Path, task: Task, cache: TokenCache) -> list[DevSet]
     return dev_sets
 
 
+class TrainingFile(NamedTuple):
+    """The file whose rows are learnt from: its path, how it is read, whether labels are read."""
+
+    path: Path
+    source: Source
+    labelled: bool = True
+
+
+def training_file(args: argparse.Namespace, task: Task) -> TrainingFile:
+    """Return the task's training file, or what --aug_train or --transfer_file put in its place."""
+    if args.transfer_file is not None:
+        source = transfer_source(args.transfer_file, task, header=not args.no_header)
+        return TrainingFile(args.transfer_file, source, labelled=False)
+    if args.aug_train:
+        augmented = find_file(args.data_dir, task.train, suffix="_aug")
+        return TrainingFile(augmented, replace(task.train, part=""))
+    return TrainingFile(find_file(args.data_dir, task.train), task.train)
+
+
 def open_training_set(args: argparse.Namespace, task: Task, cache: TokenCache) -> PackedDataset:
-    """Return the tokenised training set, or the augmented one with its flags."""
-    original = find_file(args.data_dir, task.train)
+    """Return the tokenised training set, the augmented one with its flags."""
+    path, source, labelled = training_file(args, task)
     if not args.aug_train:
-        return cache.open(original, task, task.train)
-    augmented = find_file(args.data_dir, task.train, suffix="_aug")
-    return cache.open(augmented, task, task.train, originals=original, is_augmented=True)
+        return cache.open(path, task, source, labelled=labelled)
+    original = find_file(args.data_dir, task.train)
+    return cache.open(path, task, source, originals=original, is_augmented=True)
+
+
+def with_known_labels(task: Task, args: argparse.Namespace, teacher: Checkpoint | None) -> Task:
+    """Return the task with its labels; without a training file, they are the teacher's.
+
+    Raises:
+        UserError: as `with_labels`.
+    """
+    is_open = task.labels is None and task.kind.names_labels
+    if is_open and find_file(args.data_dir, task.train) is None:
+        names = teacher.config.id2label if teacher is not None else None
+        if names:
+            task = replace(task, labels=tuple(name for _, name in sorted(names.items())))
+    return with_labels(task, args.data_dir, args.errors)
 
 
 def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
@@ -114,11 +148,11 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
         UserError: they do not fit.
     """
     args = with_defaults(args, task)
-    task = with_labels(task, args.data_dir, args.errors)
     student = open_checkpoint(args.student_model, args)
     teacher = None
     if needs_teacher(args) or args.init_from_teacher:
         teacher = open_checkpoint(args.teacher_model, args)
+    task = with_known_labels(task, args, teacher)
     tokenizer = shared_tokenizer(student, teacher)
     changes, comparisons = _check_models(args, task, student, teacher)
     cache = token_cache(args, tokenizer, runtime)

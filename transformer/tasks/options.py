@@ -68,10 +68,24 @@ def check_args(args: argparse.Namespace) -> Task:
     task = resolve_task(args)
     if not args.data_dir.is_dir():
         raise UserError(f"--data_dir {args.data_dir}: no such directory")
+    if args.dev_share is not None:
+        _check_dev_share(args)
     if trains(args):
         _check_training(args, task)
     _check_deliveries(args, task)
     return task
+
+
+def _check_dev_share(args: argparse.Namespace) -> None:
+    """Refuse to hold out rows where there is a dev set."""
+    whole = resolve_task(argparse.Namespace(**{**vars(args), "dev_share": None}))
+    for source in whole.dev:
+        path = find_file(args.data_dir, source)
+        if path is not None:
+            raise UserError(
+                f"--dev_share {args.dev_share}: there is a dev set, {path}; leave the flag out, or "
+                "move the file away"
+            )
 
 
 def _check_deliveries(args: argparse.Namespace, task: Task) -> None:
@@ -224,7 +238,9 @@ def _check_training(args: argparse.Namespace, task: Task) -> None:
     if args.teacher_model is None and args.init_from_teacher:
         raise UserError("--init_from_teacher needs --teacher_model")
     require_file(args.data_dir, task.dev[0], "choosing the best model")
-    if not args.aug_train:
+    if args.transfer_file is not None:
+        _check_transfer_file(args, task)
+    elif not args.aug_train:
         require_file(args.data_dir, task.train, "training")
     elif find_file(args.data_dir, task.train, suffix="_aug") is None:
         name = Path(task.train.file)
@@ -232,6 +248,26 @@ def _check_training(args: argparse.Namespace, task: Task) -> None:
         raise UserError(
             f"--aug_train: {args.data_dir} holds no {augmented}; make it "
             "with data_augmentation.py, or leave the flag out to train on the task's own data"
+        )
+
+
+def _check_transfer_file(args: argparse.Namespace, task: Task) -> None:
+    path = args.transfer_file
+    if not path.is_file():
+        raise UserError(f"--transfer_file {path}: no such file")
+    if not needs_teacher(args):
+        raise UserError(
+            "--transfer_file has no labels to learn: it is for distillation; leave --finetune and "
+            "--hard_labels out"
+        )
+    if args.hard_label_weight:
+        raise UserError("--transfer_file has no labels; leave --hard_label_weight out")
+    if args.aug_train:
+        raise UserError("--aug_train and --transfer_file name two sets to learn from; give one")
+    if path.suffix.lower() == ".txt" and len(task.text) > 1:
+        raise UserError(
+            f"--transfer_file {path}: a line of plain text is one text, but {task.name} has pairs; "
+            f"give a .tsv, .csv or .jsonl with the columns {' and '.join(task.text)}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformer.files import UserError
 from transformer.tasks.kinds import (
@@ -27,6 +28,9 @@ class Source:
         endings: of files that are looked for where `file` has none.
         name: what tells it from its sisters: "-MM" for MNLI's second dev set (the suffix of its
             result directory), the name of the leaderboard's file for a test set.
+        part: of a file that is training and dev set in one, which of the two; TRANSFER for texts
+            that a teacher answers, whose labels are not read.
+        dev_share: of the file that is its dev set.
     """
 
     file: str
@@ -34,6 +38,13 @@ class Source:
     header: bool = True
     name: str = ""
     endings: tuple[str, ...] = (".tsv", ".csv", ".jsonl", ".json")
+    part: str = ""
+    dev_share: float = 0.0
+
+
+TRAIN_PART, DEV_PART, TRANSFER = "training", "dev", "transfer"
+
+LARGEST_DEV_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -253,7 +264,7 @@ TASKS = {_key(task.name): task for task in _ROWS}
 # Flags of `add_task_arguments` that decide what a run makes of the same files.
 TASK_FLAGS = (
     *("task_name", "text_columns", "label_column", "labels", "regression", "multi_label"),
-    *("best_metric", "no_header", "errors"),
+    *("best_metric", "no_header", "errors", "dev_share"),
 )
 
 
@@ -295,6 +306,13 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         help="in the data directory; .tsv, .csv, .jsonl or .json (JSON lines)",
     )
     add("--dev_file", help="the same for the dev set")
+    add(
+        "--dev_share",
+        type=float,
+        metavar="SHARE",
+        help="where there is no dev set: hold out this share of the training file, such as 0.1, of "
+        "every label alike; the same rows in every stage and with every --seed",
+    )
     add("--test_file", help="the same for the set to predict")
     add(
         "--no_header",
@@ -332,6 +350,8 @@ def resolve_task(args: argparse.Namespace) -> Task:
         changes["labels"] = tuple(args.labels)
     task = replace(task, **_changed_files(task, args), **changes)
     _check_labels(task, args)
+    if args.dev_share is not None:
+        task = _with_dev_share(task, args)
     return _with_best_metric(task, args.best_metric)
 
 
@@ -381,6 +401,26 @@ def _check_labels(task: Task, args: argparse.Namespace) -> None:
         raise UserError(f"--multi_label: {task.name} is a {task.kind.name} task")
     if args.labels:
         check_labels_flag(task.kind, args.labels)
+
+
+def _with_dev_share(task: Task, args: argparse.Namespace) -> Task:
+    """Return the task with its training file in the place of its dev set, too."""
+    share = args.dev_share
+    if not 0 < share <= LARGEST_DEV_SHARE:
+        raise UserError(f"--dev_share {share}: give a share above 0, at most {LARGEST_DEV_SHARE}")
+    if args.dev_file:
+        raise UserError("--dev_file and --dev_share contradict each other; give one")
+    if task.kind.reads != "rows":
+        raise UserError(f"--dev_share: {task.name} holds {task.kind.reads}; give it a dev file")
+    dev = replace(task.train, part=DEV_PART, dev_share=share)
+    return replace(task, train=replace(dev, part=TRAIN_PART), dev=(dev,))
+
+
+def transfer_source(path: Path, task: Task, *, header: bool = True) -> Source:
+    """Return how a file of texts without labels is read: a table, or in .txt a text a line."""
+    if path.suffix.lower() == ".txt" and task.kind.reads == "rows":
+        return Source(path.name, task.text, header=False, part=TRANSFER)
+    return Source(path.name, header=header, part=TRANSFER)
 
 
 def _with_best_metric(task: Task, metric: str | None) -> Task:

@@ -7,7 +7,6 @@ number of rows: rows are read, tokenised and written in chunks.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from array import array
@@ -28,7 +27,8 @@ from transformer.runtime.parallel import ordered_map
 from transformer.runtime.progress import Progress
 from transformer.tasks.files import BLANK, LabelReader, RowReader
 from transformer.tasks.sentences import SentenceInput
-from transformer.tasks.table import Source, Task
+from transformer.tasks.split import text_hash
+from transformer.tasks.table import TRAIN_PART, TRANSFER, Source, Task
 from transformer.tokenization import BertTokenizer
 from transformer.training.packed import PackedDataset, PackedWriter, remove_leftovers
 
@@ -109,15 +109,16 @@ class RowInput:
     """A file of rows, one text or pair each, as it is tokenised. `SentenceInput` is its sister.
 
     Args:
-        labelled: read labels; without them (a test set) every row is kept, filled where needed.
+        labelled: read labels; without them every row of a test set is kept, filled where needed.
     """
 
     unit = "rows"
 
     def __init__(self, path: Path, task: Task, source: Source, *, labelled: bool, errors: str):
         self.task = task
+        keep_all = not labelled and source.part != TRANSFER
         self.reader = RowReader(
-            *(path, task, source), need_label=labelled, keep_all=not labelled, errors=errors
+            *(path, task, source), need_label=labelled, keep_all=keep_all, errors=errors
         )
         width = task.num_labels if task.kind.may_be_unlabelled else 1
         self.columns: dict[str, Any] = {"labels": width if labelled else 0}
@@ -126,7 +127,9 @@ class RowInput:
     def facts(self) -> tuple[object, ...]:
         """Return what decides, beside the content of the file, which rows it has."""
         reader = self.reader
-        return (reader.text_keys, reader.label_key, reader.has_header, reader.keep_all)
+        facts = (reader.text_keys, reader.label_key, reader.has_header, reader.keep_all)
+        part = (reader.source.part, reader.source.dev_share)
+        return (*facts, *part) if reader.source.part else facts
 
     @property
     def delimiter(self) -> str:
@@ -135,7 +138,7 @@ class RowInput:
 
     def hashes(self) -> Iterator[int]:
         """Yield a hash of the text of every row."""
-        return (_row_hash(self.reader.texts(row.cells)) for row in self.reader)
+        return (text_hash(self.reader.texts(row.cells)) for row in self.reader)
 
     def chunks(self, known: set[int] | None) -> Iterator[Chunk]:
         """Yield the rows, flagged unless the hash of their texts is among the `known` ones."""
@@ -148,7 +151,7 @@ class RowInput:
                 labels = [read_label(reader.label(r.cells), reader.path, r.line) for r in batch]
                 columns["labels"] = np.array(labels, np.float32)
             if known is not None:
-                flags = [int(_row_hash(row_texts) not in known) for row_texts in texts]
+                flags = [int(text_hash(row_texts) not in known) for row_texts in texts]
                 columns["flags"] = np.array(flags, np.uint8)
             yield Chunk(texts, columns)
 
@@ -210,21 +213,24 @@ class TokenCache:
         """Return the tokenised rows of a file, from the cache if they are there.
 
         Args:
-            labelled: read labels; without them (a test set) every row is kept, filled where needed.
+            labelled: read labels; without them every row of a test set is kept, filled where
+                needed.
             is_augmented: give each row a flag, 1 where it is augmented: `originals` lacks it.
 
         Raises:
-            UserError: what `RowReader` and `LabelReader` raise, or no row at all.
+            UserError: what `RowReader` and `LabelReader` raise, no row at all, or an augmented file
+                that holds texts of the dev set.
         """
         kind = INPUTS[task.kind.reads]
         data = kind(path, task, source, labelled=labelled, errors=self.errors)
-        known = None
+        known, held_out = None, set()
         if is_augmented:
             known = set()
             if originals is not None:
-                known.update(
-                    kind(originals, task, task.train, labelled=True, errors=self.errors).hashes()
-                )
+                options = {"labelled": True, "errors": self.errors}
+                known.update(kind(originals, task, task.train, **options).hashes())
+                if task.train.part == TRAIN_PART:
+                    held_out.update(kind(originals, task, task.dev[0], **options).hashes())
         key = self._fingerprint(path, data, task, known)
         store = self.directory / f"{file_name(task.name)}-{path.stem}-{key}"
         # A store that is there is whole; who only reads needs no permission for its lock.
@@ -233,7 +239,7 @@ class TokenCache:
             remove_leftovers(self.directory, _lock_of)
             with file_lock(_lock_of(store), f"tokenising {path}"):
                 if not (store / "meta.json").is_file():
-                    self._write(path, store, data, known)
+                    self._write(path, store, data, known, held_out)
         dataset = PackedDataset.open(store)
         _report(path, task, dataset)
         return dataset
@@ -251,7 +257,14 @@ class TokenCache:
             (data.delimiter, self.errors, self.allow_short),
         )
 
-    def _write(self, path: Path, store: Path, data: Input, known: set[int] | None) -> None:
+    def _write(
+        self,
+        path: Path,
+        store: Path,
+        data: Input,
+        known: set[int] | None,
+        held_out: set[int],
+    ) -> None:
         writer = PackedWriter(
             store, len(self.tokenizer.vocab), flags=known is not None, **data.columns
         )
@@ -262,6 +275,11 @@ class TokenCache:
         try:
             with progress:
                 for chunk, packed in self._packed(data, data.chunks(known)):
+                    if held_out and not held_out.isdisjoint(map(text_hash, chunk.items)):
+                        raise UserError(
+                            f"{path} holds texts of the dev set; make it again, by "
+                            "data_augmentation.py with the --dev_share of this run"
+                        )
                     data.add(writer, chunk, packed)
                     truncated += packed.truncated
                     progress.update(len(chunk.items))
@@ -300,11 +318,6 @@ class TokenCache:
 
 def _lock_of(store: Path) -> Path:
     return store.with_name(f".{store.name}.lock")
-
-
-def _row_hash(texts: Texts) -> int:
-    digest = hashlib.blake2b("\t".join(texts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def file_name(name: str) -> str:
