@@ -33,53 +33,46 @@ def result_rows(columns: dict[str, tuple[dict, dict]]) -> list[tuple[str, ...]]:
 
     Args:
         columns: by the name of the student, eval_results.json (with `acc` and `teacher_acc`) and
-            benchmark.json (with the figures of both models under their names).
+            benchmark.json (with the figures of both models under their names, and the ratios).
     """
+    benchmarks = [benchmark for _, benchmark in columns.values()]
     rows: list[tuple[str, ...]] = [("", "teacher", *columns)]
-    first = next(iter(columns.values()))[1]["teacher"]
+    first = benchmarks[0]["teacher"]
     batch_size = first["at_real_lengths"]["speeds"][1]["batch_size"]
 
-    def add(title: str, read, show, compare) -> None:
-        pairs = [(read(b["teacher"]), read(b["student"])) for _, b in columns.values()]
-        cells = [f"{show(student)} ({compare(teacher, student)})" for teacher, student in pairs]
-        rows.append((title, show(pairs[0][0]), *cells))
+    def add(title: str, ratio: str, read, show, gain: str, loss: str) -> None:
+        cells = [
+            f"{show(read(each['student']))} ({worded(each['ratios'][ratio], gain, loss)})"
+            for each in benchmarks
+        ]
+        rows.append((title, show(read(first)), *cells))
 
     def speed(number: int, field: str):
         return lambda model: model["at_real_lengths"]["speeds"][number][field]
 
-    add("parameters", lambda m: m["parameters"], lambda n: f"{n / 1e6:.1f} M", smaller)
-    add("size on disk", lambda m: m["size_on_disk"], lambda n: f"{n / 1e6:.1f} MB", smaller)
-    title = f"sentences/s, batches of {batch_size}"
-    rate = speed(1, "sentences_per_second")
-    add(title, rate, lambda r: f"{r:.0f}", lambda t, s: faster(t, s))
+    size = "smaller", "larger"
+    add("parameters", "parameters", lambda m: m["parameters"], lambda n: f"{n / 1e6:.1f} M", *size)
+    on_disk = "size_on_disk"
+    add("size on disk", on_disk, lambda m: m[on_disk], lambda n: f"{n / 1e6:.1f} MB", *size)
+    at, pace = "at_real_lengths/batch_", ("faster", "slower")
     add(
-        "ms per sentence, one at a time",
-        speed(0, "p50_ms"),
-        lambda ms: f"{ms:.2f}",
-        lambda t, s: faster(s, t),
+        f"sentences/s, batches of {batch_size}",
+        f"{at}{batch_size}/sentences_per_second",
+        speed(1, "sentences_per_second"),
+        lambda rate: f"{rate:.0f}",
+        *pace,
     )
+    title = "ms per sentence, one at a time"
+    add(title, f"{at}1/p50_ms", speed(0, "p50_ms"), lambda ms: f"{ms:.2f}", *pace)
     scores = [(results["teacher_acc"], results["acc"]) for results, _ in columns.values()]
     kept = [f"{student:.1%} ({student / teacher:.1%} kept)" for teacher, student in scores]
     rows.append(("dev accuracy", f"{scores[0][0]:.1%}", *kept))
     return rows
 
 
-def smaller(teacher: float, student: float) -> str:
-    """Compare sizes. Example: 6.0, 2.0 -> "3.0x smaller"."""
-    return (
-        f"{teacher / student:.1f}x smaller"
-        if student <= teacher
-        else (f"{student / teacher:.1f}x larger")
-    )
-
-
-def faster(teacher: float, student: float) -> str:
-    """Compare rates. Example: 100.0, 300.0 -> "3.0x faster"."""
-    return (
-        f"{student / teacher:.1f}x faster"
-        if student >= teacher
-        else (f"{teacher / student:.1f}x slower")
-    )
+def worded(ratio: float, gain: str, loss: str) -> str:
+    """Say how many times better. Example: 0.5, "faster", "slower" -> "2.0x slower"."""
+    return f"{ratio:.1f}x {gain}" if ratio >= 1 else f"{1 / ratio:.1f}x {loss}"
 
 
 def format_table(rows: list[tuple[str, ...]]) -> str:
@@ -137,6 +130,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"show_results.py: error: {error}", file=sys.stderr)
         return 2
     print(f"\n{format_table(result_rows(columns))}")
+    for name, (_, benchmark) in columns.items():
+        if benchmark.get("noise"):
+            print(f"\n{name}: {benchmark['noise']}")
     if args.models:
         print(f"\n{format_table(spoken_rows(args.models))}")
     return 0

@@ -152,7 +152,7 @@ def test_it_proposes_words(chain: Chain) -> None:
 
 def test_it_is_measured_and_exported(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
-    quick = Effort(sentences=2, passes=1, seconds=0.0)
+    quick = Effort(sentences=2, turns=1, seconds=0.0, turn_seconds=0.0)
     monkeypatch.setattr("transformer.tasks.benchmark.Effort", lambda: quick)
     root = chain.root
     # The export compares its logits with ours where onnxruntime is installed.

@@ -148,32 +148,47 @@ def figures(parameters: int, size: int, ms: float, rate: float) -> dict:
     }
 
 
+def ratios(parameters: float, size: float, rate: float, ms: float) -> dict:
+    return {
+        "parameters": parameters,
+        "size_on_disk": size,
+        "at_real_lengths/batch_32/sentences_per_second": rate,
+        "at_real_lengths/batch_1/p50_ms": ms,
+    }
+
+
 def test_table_sets_student_beside_teacher(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     benchmark = {
         "teacher": figures(24_000_000, 96_000_000, 10.0, 200.0),
         "student": figures(6_000_000, 24_500_000, 2.0, 1500.0),
+        # Speeds were measured in turns: these ratios are not those of the speeds above.
+        "ratios": ratios(4.0, 3.92, 7.25, 5.1),
+        "noise": None,
     }
     for name, accuracy in (("student", 0.78), ("slow", 0.4)):
         (tmp_path / name).mkdir()
         if name == "slow":
             benchmark["student"] = figures(48_000_000, 24_500_000, 20.0, 100.0)
+            benchmark |= {"ratios": ratios(0.5, 3.92, 0.4, 0.5), "noise": "the machine was noisy"}
         (tmp_path / name / "benchmark.json").write_text(json.dumps(benchmark))
         results = {"acc": accuracy, "teacher_acc": 0.8}
         (tmp_path / name / "eval_results.json").write_text(json.dumps(results))
     directories = [str(tmp_path / name) for name in ("student", "slow")]
     assert show_results.main(["--results_dir", *directories]) == 0
+    out = capsys.readouterr().out
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in capsys.readouterr().out.split("\n")
+        for line in out.split("\n")
         if line.startswith("|")
     ]
     assert rows[2:] == [
         ["parameters", "24.0 M", "6.0 M (4.0x smaller)", "48.0 M (2.0x larger)"],
         ["size on disk", "96.0 MB", "24.5 MB (3.9x smaller)", "24.5 MB (3.9x smaller)"],
-        ["sentences/s, batches of 32", "200", "1500 (7.5x faster)", "100 (2.0x slower)"],
-        ["ms per sentence, one at a time", "10.00", "2.00 (5.0x faster)", "20.00 (2.0x slower)"],
+        ["sentences/s, batches of 32", "200", "1500 (7.2x faster)", "100 (2.5x slower)"],
+        ["ms per sentence, one at a time", "10.00", "2.00 (5.1x faster)", "20.00 (2.0x slower)"],
         ["dev accuracy", "80.0%", "78.0% (97.5% kept)", "40.0% (50.0% kept)"],
     ]
+    assert out.endswith("\nslow: the machine was noisy\n")
 
 
 # --- quickstart.sh -------------------------------------------------------------------------------

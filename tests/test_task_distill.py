@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -588,7 +589,9 @@ def test_defaults_come_from_the_table_and_are_said(
     assert "--num_train_epochs 20: the default for SST-2" in caplog.text
 
 
-def test_onnx_and_benchmark(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_and_benchmark(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     pytest.importorskip("onnxscript")
     quick = replace_effort()
     monkeypatch.setattr("transformer.tasks.benchmark.Effort", quick)
@@ -597,14 +600,38 @@ def test_onnx_and_benchmark(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.run("--benchmark", *flags)
     figures = json.loads((toy.root / "deployed" / "benchmark.json").read_text())
     assert figures["student"]["parameters"] < figures["teacher"]["parameters"]
-    assert (toy.root / "student.onnx").stat().st_size > 1000
+    graph = toy.root / "student.onnx"
+    assert figures["student_onnx"]["size_on_disk"] == graph.stat().st_size
+    assert figures["student_int8"]["size_on_disk"] < graph.stat().st_size
+    # The graph gives the student's answers; what each of them scores is measured by itself.
+    assert figures["student_onnx"]["score"] == figures["student"]["score"] > 0.5
+    assert figures["teacher"]["score"] == toy.results("teacher")["acc"]
+    assert (toy.root / "deployed" / "benchmark.png").stat().st_size > 1000
+    assert not (toy.root / "deployed" / "eval_results.json").exists()
+    table = capsys.readouterr().out
+    assert re.split(" {2,}", table.split("\n")[0].strip()) == [
+        *("teacher", "student", "student ONNX", "student int8"),
+    ]
+
+
+def test_a_benchmark_without_the_packages_of_onnx(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("transformer.tasks.benchmark.Effort", replace_effort())
+    monkeypatch.setattr("transformer.tasks.evaluate.missing_onnx_packages", lambda: ["onnx"])
+    flags = ["--student_model", toy / "student", "--output_dir", toy / "without_onnx"]
+    toy.run("--benchmark", *flags)
+    figures = json.loads((toy.root / "without_onnx" / "benchmark.json").read_text())
+    assert "student_onnx" not in figures and "student_int8" not in figures
+    assert "without onnx (pip install -r requirements-onnx.txt)" in caplog.text
 
 
 def replace_effort() -> Callable[[], object]:
     """Return a way to measure that takes no time."""
     from transformer.tasks.benchmark import Effort
 
-    quick = replace(Effort(), sentences=2, passes=1, seconds=0.0)
+    quick = replace(Effort(), sentences=2, turns=1, seconds=0.0, turn_seconds=0.0)
     return lambda: quick
 
 

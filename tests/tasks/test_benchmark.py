@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from transformer.configuration import BertConfig
 from transformer.files import UserError
@@ -16,17 +18,26 @@ from transformer.modeling import TinyBertForSequenceClassification
 from transformer.tasks import benchmark as costs
 from transformer.tasks.benchmark import (
     Effort,
+    Figures,
+    LengthFigures,
+    Speed,
+    Turn,
     comparison,
+    comparison_picture,
     comparison_table,
     count_parameters,
     measure,
+    noise,
+    save_picture,
     sentence_flops,
+    share_kept,
     size_on_disk,
+    subject_of,
 )
 
 BERT_BASE = BertConfig()
 TINYBERT4 = BertConfig(hidden_size=312, num_hidden_layers=4, intermediate_size=1200, fit_size=768)
-QUICK = Effort(sentences=64, passes=2, seconds=0.0, warm_up_batches=1)
+QUICK = Effort(sentences=64, turns=2, seconds=0.0, turn_seconds=0.0, warm_up_batches=1)
 
 
 @pytest.fixture
@@ -83,16 +94,16 @@ def test_size_on_disk_is_that_of_the_files(make_checkpoint, student):
 
 
 def test_speeds_follow_from_the_times_of_batches(student, monkeypatch):
-    """Time is staged: a batch takes 1 ms a token of its longest sentence; one warm-up lasts 9 s."""
+    """Time is staged: a batch takes 1 ms a token of its longest sentence; the first one 9 s."""
     seen = []
 
     def timed(model, batch):
         seen.append(tuple(batch[0].shape))
-        return 9.0 if len(seen) == 1 else batch[0].shape[1] / 1000
+        return 9.0 if len(seen) <= 2 else batch[0].shape[1] / 1000
 
     monkeypatch.setattr(costs, "_timed", timed)
     lengths = [10] * 96 + [20] * 4
-    figures = measure(student, lengths, name="student", effort=QUICK)
+    (figures,) = measure([subject_of("student", student)], lengths, effort=QUICK)
     one, many = figures.at_real_lengths.speeds
     assert (one.batch_size, many.batch_size) == (1, 32)
     assert one.sentences_per_second == pytest.approx(64 / (61 * 0.010 + 3 * 0.020))
@@ -107,6 +118,27 @@ def test_speeds_follow_from_the_times_of_batches(student, monkeypatch):
     expected = 0.96 * sentence_flops(student.config, 10) + 0.04 * sentence_flops(student.config, 20)
     assert figures.at_real_lengths.flops == pytest.approx(expected)
     assert {shape[0] for shape in seen} == {1, 32}
+
+
+def test_models_take_turns_and_fast_ones_longer_turns(student, tiny_config, monkeypatch):
+    slow = TinyBertForSequenceClassification(replace(tiny_config, id2label={0: "a"}))
+    times, order = {id(student): 0.001, id(slow): 0.05}, []
+
+    def timed(model, batch):
+        order.append("slow" if model is slow else "fast")
+        return times[id(model)]
+
+    monkeypatch.setattr(costs, "_timed", timed)
+    effort = Effort(sentences=4, turns=3, seconds=0.0, turn_seconds=0.2, warm_up_batches=4)
+    subjects = [subject_of("teacher", slow), subject_of("student", student)]
+    sample = np.array([5, 5, 5, 5])
+    of_slow, of_fast = costs._speeds(subjects, sample, 1, effort)
+    # Four batches of 50 ms fill a turn of 0.2 s, of 1 ms it takes fifty passes. Each turn begins
+    # with one sentence that is not counted; so does the warm-up, which is one pass here.
+    turns = (["slow"] * 5 + ["fast"] * 201) * 3
+    assert order == ["slow"] * 5 + ["fast"] * 5 + turns
+    assert of_slow.turns == (Turn(pytest.approx(20), pytest.approx(50), pytest.approx(50)),) * 3
+    assert of_fast.sentences_per_second == pytest.approx(1000)
 
 
 def test_the_sample_has_the_lengths_of_the_task():
@@ -129,14 +161,14 @@ def test_a_model_is_measured_in_eval_mode_and_left_as_it_was(student, monkeypatc
 
     monkeypatch.setattr(costs, "_timed", lambda model, batch: modes.append(model.training) or 0.1)
     student.train()
-    measure(student, [5], name="student", autocast=autocast, effort=QUICK)
+    measure([subject_of("student", student, autocast=autocast)], [5], effort=QUICK)
     assert not any(modes)
     assert contexts
     assert student.training
 
 
 def test_a_real_measurement(student):
-    figures = measure(student, [5, 9, 30], name="student", effort=QUICK)
+    (figures,) = measure([subject_of("student", student)], [5, 9, 30], effort=QUICK)
     for part in (figures.at_fixed_length, figures.at_real_lengths):
         for speed in part.speeds:
             assert 0 < speed.p50_ms <= speed.p99_ms
@@ -146,47 +178,123 @@ def test_a_real_measurement(student):
 # Comparison --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def figures(student, tiny_config, monkeypatch) -> tuple[costs.Figures, costs.Figures]:
-    """Measure a student and a teacher of which every batch takes 1 ms and 10 ms."""
-    teacher = TinyBertForSequenceClassification(
-        replace(tiny_config, num_hidden_layers=12, id2label={0: "a"})
-    )
-    times = {id(student): 0.001, id(teacher): 0.010}
-    monkeypatch.setattr(costs, "_timed", lambda model, batch: times[id(model)])
-    return (
-        measure(student, [5, 9], name="student", effort=QUICK),
-        measure(teacher, [5, 9], name="teacher", effort=QUICK),
-    )
+def figures_of(
+    name: str, rates: list[float], *, size: int = 4_000_000, p99: float = 1.1, score=None, **changes
+) -> Figures:
+    """Make figures of a model that answered so many sentences a second, turn by turn."""
+    turns = tuple(Turn(rate, 1000 / rate, 1000 * p99 / rate) for rate in rates)
+    rate = float(np.median(rates))
+    speeds = tuple(Speed(size, rate, 1000 / rate, 1000 * p99 / rate, turns) for size in (1, 32))
+    at = LengthFigures(128.0, 1e9 * size / 4e6, speeds)
+    values = {
+        "metric": "acc",
+        "parameters": size // 4,
+        "parameters_without_embeddings": size // 8,
+        "device": "cpu",
+        "weight_type": "float32",
+        "threads": 2,
+        "at_fixed_length": at,
+        "at_real_lengths": replace(at, mean_length=27.0),
+    }
+    return Figures(name=name, size_on_disk=size, score=score, **(values | changes))
 
 
-def test_ratios_say_how_much_better_the_student_is(figures):
-    result = json.loads(json.dumps(comparison(*figures)))
+TEACHER = figures_of("teacher", [100.0, 100.0, 100.0], size=40_000_000, score=0.8)
+STUDENT = figures_of("student", [1000.0, 1000.0, 1000.0], score=0.76)
+INT8 = figures_of("student int8", [50.0, 50.0, 50.0], size=1_000_000, score=0.6, weight_type="int8")
+
+
+def test_ratios_say_how_much_better_the_student_is():
+    result = json.loads(json.dumps(comparison([TEACHER, STUDENT, INT8])))
     ratios = result["ratios"]
     assert ratios["at_128/batch_1/sentences_per_second"] == pytest.approx(10)
     assert ratios["at_real_lengths/batch_32/p99_ms"] == pytest.approx(10)
-    assert ratios["at_128/flops"] == pytest.approx(3, rel=0.01)
-    assert ratios["parameters"] == figures[1].parameters / figures[0].parameters > 1
+    assert ratios["at_128/flops"] == ratios["parameters"] == pytest.approx(10)
+    assert result["export_ratios"]["student_int8"]["size_on_disk"] == pytest.approx(40)
     assert result["student"]["at_real_lengths"]["speeds"][1]["batch_size"] == 32
-    assert "teacher" not in comparison(figures[0])
+    assert (result["compared_with"], result["student"]["score"]) == ("teacher", 0.76)
+    alone = comparison([STUDENT])
+    assert "teacher" not in alone and "ratios" not in alone
 
 
-def test_the_table_is_aligned(figures):
-    lines = comparison_table(*figures).splitlines()
-    table = lines[:-1]
-    assert table[0].split() == ["student", "teacher", "student", "is"]
+def test_a_ratio_is_the_median_of_turns_side_by_side():
+    """The machine is slow for a while: the medians say 8 times, each pair of turns 4 times."""
+    teacher = figures_of("teacher", [100, 50, 50, 25, 100], size=40_000_000)
+    student = figures_of("student", [400, 200, 600, 100, 400])
+    medians = np.median([400, 200, 600, 100, 400]) / np.median([100, 50, 50, 25, 100])
+    ratios = comparison([teacher, student])["ratios"]
+    assert medians == 8
+    assert ratios["at_128/batch_1/sentences_per_second"] == 4
+    assert ratios["at_128/batch_1/p50_ms"] == pytest.approx(4)
+    assert "400.0 (4.0x faster)" in comparison_table([teacher, student])
+
+
+def test_the_table_is_aligned():
+    lines = comparison_table([TEACHER, STUDENT, INT8]).splitlines()
+    table, (where, how) = lines[:-2], lines[-2:]
+    assert table[0].split() == ["teacher", "student", "student", "int8"]
     assert len({len(line) for line in table[1:]}) == 1
+    assert re.split(" {2,}", table[1]) == [
+        *("dev acc", "0.8000", "0.7600 (95.0% kept)", "0.6000 (75.0% kept)"),
+    ]
     speed = next(line for line in table if "batch 1: sentences/s" in line)
-    assert speed.split()[-4:] == ["1000.0", "100.0", "10.0x", "faster"]
-    assert "x smaller" in table[1]
-    alone = comparison_table(figures[0]).splitlines()
-    assert len(alone) == len(lines)
+    assert speed.endswith("  50.0 (2.0x slower)")
+    assert "  1000.0 (10.0x faster)  " in speed
+    assert "(10.0x smaller)" in table[2]
+    assert where == (
+        "teacher, student on cpu, 2 thread(s), float32 weights; student int8 on cpu, 2 thread(s), "
+        "int8 weights; tokenising is not timed"
+    )
+    assert "compared with the teacher" in how
+    alone = comparison_table([STUDENT]).splitlines()
+    assert alone[-1] == "on cpu, 2 thread(s), float32 weights; tokenising is not timed"
     assert not any("faster" in line for line in alone)
 
 
-def test_a_loss_is_called_one(figures):
-    table = comparison_table(figures[1], figures[0])
+def test_a_loss_is_called_one():
+    table = comparison_table([STUDENT, replace(TEACHER, name="other")])
     speed = next(line for line in table.splitlines() if "batch 1: sentences/s" in line)
-    assert speed.split()[-4:] == ["100.0", "1000.0", "10.0x", "slower"]
-    assert "x larger" in table
+    assert speed.split()[-3:] == ["100.0", "(10.0x", "slower)"]
+    assert "x larger" in table and "x more" in table
     assert "faster" not in table
+
+
+def test_what_a_score_keeps_is_said_where_more_is_better():
+    assert share_kept(0.6, 0.8, "acc") == pytest.approx(0.75)
+    assert share_kept(0.6, 0.8, "mse") is None
+    assert share_kept(0.6, -0.1, "mcc") is None
+    assert share_kept(None, 0.8, "acc") is None
+
+
+def test_noise_is_told_in_one_line():
+    assert noise([TEACHER, STUDENT]) is None
+    late = noise([TEACHER, figures_of("student", [100.0] * 5, p99=3.0)])
+    assert late.startswith("the machine was noisy: p99 was up to 3.0 times p50;")
+    # Sorted, the turns are 50, 100, ..., 100: the 10th percentile of five lies at 70.
+    uneven = noise([figures_of("student", [100.0, 100.0, 50.0, 100.0, 100.0])])
+    assert "turns of one model were up to 1.4 times apart" in uneven
+    table = comparison_table([figures_of("student", [100.0] * 5, p99=3.0)])
+    assert table.splitlines()[-1].startswith("the machine was noisy")
+    # Sentences of unequal lengths are answered at unequal times on a quiet machine too.
+    real = figures_of("student", [100.0] * 5, p99=3.0).at_real_lengths
+    assert noise([replace(TEACHER, at_real_lengths=real)]) is None
+
+
+def test_the_picture_shows_size_speed_and_score(tmp_path):
+    graph = figures_of("student ONNX", [900.0] * 3, size=4_100_000, score=0.76)
+    picture = comparison_picture([TEACHER, STUDENT, graph, INT8])
+    (axis,) = picture.axes
+    points = [tuple(line.get_xydata()[0]) for line in axis.lines]
+    assert points == [(40.0, 100.0), (4.0, 1000.0), (4.1, 900.0), (1.0, 50.0)]
+    labels = [text.get_text() for text in axis.texts]
+    assert labels[1:] == [
+        *("student\nacc 0.760", "student ONNX\nacc 0.760", "student int8\nacc 0.600"),
+    ]
+    # The two that lie close together are labelled above the upper and below the lower one.
+    assert [text.get_va() for text in axis.texts] == ["bottom", "bottom", "top", "bottom"]
+    renderer = FigureCanvasAgg(picture).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in axis.texts]
+    assert not any(a.overlaps(b) for a in boxes for b in boxes if a is not b)
+    assert all(axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1 for box in boxes)
+    save_picture([TEACHER, STUDENT], tmp_path / "benchmark.png")
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")

@@ -16,7 +16,7 @@ import torch
 from transformer.files import EnvironmentFault, UserError
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.tasks import onnx_export, options
-from transformer.tasks.onnx_export import INPUTS, export_onnx, make_graph
+from transformer.tasks.onnx_export import INPUTS, GraphModel, export_onnx, make_graph
 from transformer.tasks.options import check_export
 from transformer.tokenization import BertTokenizer
 
@@ -50,7 +50,9 @@ def test_a_directory_is_exported_and_answers_as_pytorch_and_as_the_readme_says(
     target = tmp_path / "runs" / "sst2_onnx"
     target.parent.mkdir()
     check_export(target, int8=True)
-    export_onnx(model, BertTokenizer(vocab_file, do_lower_case=False), target, int8=True)
+    tokenizer = BertTokenizer(vocab_file, do_lower_case=False)
+    content = make_graph(model, tokenizer)
+    export_onnx(content, model, tokenizer, target, int8=True)
     assert model.training
     graph = onnx.load(target / "model.onnx")
     facts = {prop.key: json.loads(prop.value) for prop in graph.metadata_props}
@@ -118,8 +120,21 @@ def test_a_compiled_model_held_in_bf16_is_exported_and_a_wrong_graph_is_not_writ
         model.classifier.bias += 1
     monkeypatch.setattr(onnx_export, "_trace", lambda wrapped: graph)
     with pytest.raises(RuntimeError, match="differ from PyTorch's by 1"):
-        export_onnx(model, tokenizer, tmp_path / "model.onnx")
-    assert list(tmp_path.glob("*onnx*")) == []
+        make_graph(model, tokenizer)
+
+
+@needs_packages
+def test_a_graph_is_called_like_its_model(tiny_config, vocab_file):
+    model = student(tiny_config).eval()
+    graph = GraphModel(make_graph(model, BertTokenizer(vocab_file)), model)
+    ids = torch.randint(tiny_config.vocab_size, (3, 9))
+    segments = (torch.arange(9) > 4).long().expand(3, 9)
+    mask = torch.arange(9) < torch.tensor([[9], [5], [2]])
+    with torch.no_grad():
+        expected = model(ids, segments, mask).logits
+    found = graph(ids, segments, mask, only_logits=True).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (graph.config, graph.per_token) == (model.config, False)
 
 
 def test_mistakes_are_found_before_anything_is_trained(tmp_path, monkeypatch):
@@ -136,6 +151,16 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, monkeypatch):
             check_export(tmp_path / target, int8=False)
     with pytest.raises(UserError, match="is a file; give a directory"):
         check_export(tmp_path / "new.onnx", int8=True)
+    check_export(tmp_path / "run" / "onnx", int8=True, output_dir=tmp_path / "run")
+    with pytest.raises(UserError, match="is the --output_dir; give a directory of its own"):
+        check_export(tmp_path / "run", int8=True, output_dir=tmp_path / "x" / ".." / "run")
+    with pytest.raises(UserError, match="no such directory; create .*run/a first"):
+        check_export(tmp_path / "run" / "a" / "onnx", int8=True, output_dir=tmp_path / "run")
+    monkeypatch.setattr(options.os, "access", lambda place, mode: place != tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path} may not be written to"):
+        check_export(tmp_path / "new", int8=True)
+    check_export(tmp_path / "empty", int8=True)
+    monkeypatch.undo()
     (tmp_path / "data.tsv").write_text("sentence\tlabel\n")
     with pytest.raises(UserError, match="would replace .*data.tsv, which is not an ONNX graph"):
         check_export(tmp_path / "data.tsv", int8=False)

@@ -39,7 +39,8 @@ MODEL_FILES = (
 )
 
 REPORT_FILES = (
-    *("eval_args.json", "eval_results.json", "eval_results.txt", "benchmark.json"),
+    *("eval_args.json", "eval_results.json", "eval_results.txt"),
+    *("benchmark.json", "benchmark.png"),
     *("metrics.jsonl", "training_curves.png", "training_state.pt", "tensorboard/events.*"),
 )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from transformer.checkpoint.directory import Checkpoint
 from transformer.checkpoint.model_card import write_model_card
@@ -17,7 +18,14 @@ from transformer.modeling import TinyBertForSequenceClassification
 from transformer.packed_linear import pack_linears
 from transformer.runtime.output_dir import shown_args
 from transformer.runtime.ranks import Runtime
-from transformer.tasks.benchmark import comparison, comparison_table, measure
+from transformer.tasks.benchmark import (
+    Subject,
+    comparison,
+    comparison_table,
+    measure,
+    save_picture,
+    subject_of,
+)
 from transformer.tasks.classifiers import check_task_fits, load_classifier
 from transformer.tasks.files import RowReader, find_file
 from transformer.tasks.job import (
@@ -29,9 +37,17 @@ from transformer.tasks.job import (
     with_known_labels,
 )
 from transformer.tasks.kinds import TOKEN_LABELS
-from transformer.tasks.onnx_export import export_onnx
-from transformer.tasks.options import prediction_file, stage_of, trains, with_defaults
+from transformer.tasks.metrics import Results
+from transformer.tasks.onnx_export import GraphModel, export_onnx, make_graph, quantize
+from transformer.tasks.options import (
+    missing_onnx_packages,
+    prediction_file,
+    stage_of,
+    trains,
+    with_defaults,
+)
 from transformer.tasks.results import (
+    DevSet,
     evaluate,
     results_table,
     write_dev_results,
@@ -69,16 +85,24 @@ def deliver(args: argparse.Namespace, task: Task, runtime: Runtime) -> None:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         write_json(args.output_dir / "eval_args.json", shown_args(delivery.args))
     teacher = None
-    if delivery.teacher is not None and (args.do_eval or args.benchmark):
-        teacher = load_teacher(delivery.teacher, delivery.task, args, runtime)
-    if args.do_eval:
-        _evaluate(delivery, teacher)
+    dev_sets: list[DevSet] = []
+    scores: dict[str, Results] = {}
+    if args.do_eval or args.benchmark:
+        if delivery.teacher is not None:
+            teacher = load_teacher(delivery.teacher, delivery.task, args, runtime)
+        dev_sets = open_dev_sets(args.data_dir, delivery.task, delivery.cache)
+        scores = _evaluate(delivery, teacher, dev_sets)
+    if args.do_eval and runtime.is_main:
+        _report(delivery, scores, dev_sets)
     if args.do_predict:
         _predict(delivery)
-    if args.export_onnx and runtime.is_main:
-        export_onnx(delivery.model, delivery.cache.tokenizer, args.export_onnx, int8=args.int8)
-    if args.benchmark and runtime.is_main:
-        _benchmark(delivery, teacher)
+    if runtime.is_main:
+        graph = _graph(delivery)
+        if args.export_onnx:
+            places = delivery.cache.tokenizer, args.export_onnx
+            export_onnx(graph, delivery.model, *places, int8=args.int8)
+        if args.benchmark:
+            _benchmark(delivery, teacher, dev_sets[0], scores, graph)
 
 
 def _plan(args: argparse.Namespace, task: Task, runtime: Runtime) -> Delivery:
@@ -99,20 +123,30 @@ def _plan(args: argparse.Namespace, task: Task, runtime: Runtime) -> Delivery:
     return Delivery(args, task, runtime, cache, checkpoint, model, teacher)
 
 
-def _evaluate(delivery: Delivery, teacher: TinyBertForSequenceClassification | None) -> None:
-    args, task, runtime = delivery.args, delivery.task, delivery.runtime
-    dev_sets = open_dev_sets(args.data_dir, task, delivery.cache)
-    results = evaluate(delivery.model, task, dev_sets, args.eval_batch_size, runtime)
-    rows = {str(delivery.checkpoint): results}
+def _evaluate(
+    delivery: Delivery, teacher: TinyBertForSequenceClassification | None, dev_sets: list[DevSet]
+) -> dict[str, Results]:
+    """Return the dev scores of the "student" and, if there is one, of the "teacher"."""
+    models = {"student": delivery.model, "teacher": teacher}
+    batch_size = delivery.args.eval_batch_size
+    return {
+        name: evaluate(model, delivery.task, dev_sets, batch_size, delivery.runtime)
+        for name, model in models.items()
+        if model is not None
+    }
+
+
+def _report(delivery: Delivery, scores: dict[str, Results], dev_sets: list[DevSet]) -> None:
+    """Write and print the dev scores."""
+    args, task = delivery.args, delivery.task
     facts: dict[str, object] = {"task": task.name, "model": str(delivery.checkpoint)}
     if trains(args):
         facts["stage"] = stage_of(args)
-    if teacher is not None:
-        rows["teacher"] = evaluate(teacher, task, dev_sets, args.eval_batch_size, runtime)
-        facts |= {f"teacher_{key}": value for key, value in rows["teacher"].items()}
-    if runtime.is_main:
-        write_dev_results(args.output_dir, dev_sets, results, facts)
-        print(results_table(f"{task.name}, dev", rows), flush=True)
+    theirs = scores.get("teacher", {})
+    facts |= {f"teacher_{key}": value for key, value in theirs.items()}
+    write_dev_results(args.output_dir, dev_sets, scores["student"], facts)
+    rows = {str(delivery.checkpoint): scores["student"]} | ({"teacher": theirs} if theirs else {})
+    print(results_table(f"{task.name}, dev", rows), flush=True)
 
 
 def _predict(delivery: Delivery) -> None:
@@ -146,23 +180,82 @@ def _predict_file(delivery: Delivery, path: Path, source: Source) -> None:
     logger.info("%s: %d predictions", target, len(indices))
 
 
-def _benchmark(delivery: Delivery, teacher: TinyBertForSequenceClassification | None) -> None:
-    args, runtime = delivery.args, delivery.runtime
-    dataset = open_dev_sets(args.data_dir, delivery.task, delivery.cache)[0].dataset
-    lengths = dataset.lengths(np.arange(len(dataset)))
+def _graph(delivery: Delivery) -> bytes | None:
+    """Return the model as an ONNX graph if it is asked for, or can be measured as well."""
+    missing = missing_onnx_packages()
+    if delivery.args.benchmark and missing:
+        logger.info(
+            "--benchmark leaves out ONNX and int8: without %s (pip install -r "
+            "requirements-onnx.txt) there are none",
+            ", ".join(missing),
+        )
+    if not delivery.args.export_onnx and (missing or not delivery.args.benchmark):
+        return None
+    return make_graph(delivery.model, delivery.cache.tokenizer)
+
+
+def _benchmark(
+    delivery: Delivery,
+    teacher: TinyBertForSequenceClassification | None,
+    dev_set: DevSet,
+    scores: dict[str, Results],
+    graph: bytes | None,
+) -> None:
+    """Measure the model beside its teacher and its graphs; write and print the comparison."""
+    args, runtime, dataset = delivery.args, delivery.runtime, dev_set.dataset
     # As it would be deployed here: weights held in the precision that the machine computes in.
     freeze_teacher(delivery.model, runtime)
     if not args.compile:
         pack_linears(delivery.model)
-    figures = [
-        measure(model, lengths, name=name, directory=checkpoint.path, autocast=runtime.autocast)
-        for model, name, checkpoint in (
-            (delivery.model, "student", delivery.checkpoint),
-            (teacher, "teacher", delivery.teacher),
+    metric = delivery.task.best_metric
+    subjects = [
+        subject_of(
+            *(name, model, checkpoint.path),
+            autocast=runtime.autocast,
+            metric=metric,
+            score=scores[name][metric],
+        )
+        for name, model, checkpoint in (
+            ("teacher", teacher, delivery.teacher),
+            ("student", delivery.model, delivery.checkpoint),
         )
         if model is not None and checkpoint is not None
     ]
-    write_json(args.output_dir / "benchmark.json", comparison(*figures))
+    if graph is not None:
+        subjects += [
+            _graph_subject(delivery, subjects[-1], dev_set, *named)
+            for named in (
+                ("student ONNX", graph, "float32"),
+                ("student int8", quantize(graph), "int8"),
+            )
+        ]
+    figures = measure(subjects, dataset.lengths(np.arange(len(dataset))))
+    write_json(args.output_dir / "benchmark.json", comparison(figures))
+    save_picture(figures, args.output_dir / "benchmark.png")
     if trains(args):  # the model is this directory's own
         write_model_card(args.output_dir)
-    print(comparison_table(*figures), flush=True)
+    print(comparison_table(figures), flush=True)
+
+
+def _graph_subject(
+    delivery: Delivery,
+    student: Subject,
+    dev_set: DevSet,
+    name: str,
+    graph: bytes,
+    weight_type: str,
+) -> Subject:
+    """Return a graph of the student as what is measured, with its own dev score."""
+    model, task = GraphModel(graph, delivery.model), delivery.task
+    alone = Runtime(torch.device("cpu"))
+    results = evaluate(model, task, [dev_set], delivery.args.eval_batch_size, alone)
+    return replace(
+        student,
+        name=name,
+        model=model,
+        size_on_disk=len(graph),
+        device=alone.device,
+        weight_type=weight_type,
+        autocast=alone.autocast,
+        score=results[task.best_metric],
+    )

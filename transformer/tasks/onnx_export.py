@@ -13,9 +13,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,17 +48,18 @@ class _Positional(nn.Module):
 
 
 def export_onnx(
-    model: nn.Module, tokenizer: BertTokenizer, target: Path, *, int8: bool = False
+    graph: bytes,
+    model: nn.Module,
+    tokenizer: BertTokenizer,
+    target: Path,
+    *,
+    int8: bool = False,
 ) -> None:
-    """Write the classifier `model` as a graph to the file `target`, or to a directory of that name.
+    """Write `graph`, which `make_graph` made of `model`, to a file or a directory called `target`.
 
     A directory gets model.onnx, the tokenizer's files and config.json; with `int8` also
     model_int8.onnx. `tasks.options.check_export` has found the packages and the place to be fit.
-
-    Raises:
-        RuntimeError: the exported model gives other logits; nothing is written.
     """
-    graph = make_graph(model, tokenizer)
     if is_graph_file(target):
         _write(target, graph)
         return
@@ -136,6 +137,40 @@ def quantize(graph: bytes) -> bytes:
         return file.read_bytes()
 
 
+class GraphModel(nn.Module):
+    """A graph that is called like the model that it was made of, and answers on the CPU.
+
+    It computes with as many threads as torch does.
+    """
+
+    def __init__(self, graph: bytes, model: nn.Module):
+        import onnxruntime
+
+        super().__init__()
+        self.config, self.per_token = model.config, model.per_token
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        # Threads that go on spinning after an answer would slow down whoever computes next.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        providers = ["CPUExecutionProvider"]
+        self.session = onnxruntime.InferenceSession(graph, settings, providers=providers)
+        self.inputs = [node.name for node in self.session.get_inputs()]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        only_logits: bool = True,
+    ) -> SimpleNamespace:
+        """Return `logits`, float32, of int64 inputs; the mask may be bool."""
+        columns = (input_ids, attention_mask.long(), token_type_ids)
+        feed = {name: part.numpy() for name, part in zip(INPUTS, columns, strict=True)}
+        (logits,) = self.session.run([OUTPUT], {name: feed[name] for name in self.inputs})
+        return SimpleNamespace(logits=torch.from_numpy(logits))
+
+
 def _inputs(config: Any, batch_size: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Make random `INPUTS`, with padding in all rows but the first."""
     generator = torch.Generator().manual_seed(length)
@@ -179,19 +214,14 @@ def _quiet() -> Iterator[None]:
 
 def _difference(content: bytes, wrapped: _Positional, config: Any) -> float:
     """Compare at batch sizes and lengths other than the traced ones."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    graph = GraphModel(content, wrapped.model)
     largest = 0.0
     for batch_size, length in ((1, 3), (5, min(21, config.max_position_embeddings))):
-        inputs = _inputs(config, batch_size, length)
+        ids, mask, segments = _inputs(config, batch_size, length)
         with torch.inference_mode():
-            expected = wrapped(*inputs).numpy()
-        feed = {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=True)}
-        feed = {node.name: feed[node.name] for node in session.get_inputs()}
-        (logits,) = session.run([OUTPUT], feed)
-        difference = float(np.abs(logits - expected).max())
-        if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+            expected = wrapped(ids, mask, segments)
+        difference = float((graph(ids, segments, mask).logits - expected).abs().max())
+        if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise RuntimeError(f"the ONNX model's logits differ from PyTorch's by {difference:.1e}")
         largest = max(largest, difference)
     return largest

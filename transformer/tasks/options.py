@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,7 +101,7 @@ def _check_deliveries(args: argparse.Namespace, task: Task) -> None:
         for source in task.test:
             _check_target("--do_predict", prediction_file(args.output_dir, source), kind)
     if args.export_onnx:
-        check_export(args.export_onnx, args.int8)
+        check_export(args.export_onnx, args.int8, args.output_dir)
     elif args.int8:
         raise UserError("--int8 belongs to --export_onnx DIR")
 
@@ -130,25 +131,45 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OUR_METADATA = b"max_position_embeddings"
 
 
+def missing_onnx_packages() -> list[str]:
+    """Return the packages that an export needs and that are not installed."""
+    return [name for name in ONNX_PACKAGES if find_spec(name) is None]
+
+
 def is_graph_file(target: Path) -> bool:
     """Say whether --export_onnx names a file; else it names a directory."""
     return not target.is_dir() and (target.suffix == ".onnx" or target.exists())
 
 
-def check_export(target: Path, int8: bool) -> None:
+def check_export(target: Path, int8: bool, output_dir: Path | None = None) -> None:
     """Check that `target` may be written, as a file or a directory, and that the packages are here.
+
+    Args:
+        output_dir: of the run, which makes it before it exports.
 
     Raises:
         UserError: it is something that is not ours, or its parent directory does not exist.
         EnvironmentFault: a package is missing.
     """
+    if output_dir is not None and target.resolve() == output_dir.resolve():
+        raise UserError(
+            f"--export_onnx {target} is the --output_dir; give a directory of its own, such as "
+            f"{target / 'onnx'}"
+        )
+    parent = target.parent
+    is_made = output_dir is not None and parent.resolve() == output_dir.resolve()
+    if not target.exists() and not parent.is_dir() and not is_made:
+        raise UserError(f"--export_onnx {target}: no such directory; create {parent} first")
     if is_graph_file(target):
         if int8:
             raise UserError(f"--int8: --export_onnx {target} is a file; give a directory")
         _check_target("--export_onnx", target, ONNX_GRAPH)
-    else:
+    elif target.exists():
         _check_export_directory(target)
-    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    place = target if target.is_dir() else parent
+    if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--export_onnx {target}: {place} may not be written to")
+    missing = missing_onnx_packages()
     if missing:
         raise EnvironmentFault(
             f"--export_onnx needs {', '.join(missing)}: pip install -r requirements-onnx.txt"
@@ -157,12 +178,6 @@ def check_export(target: Path, int8: bool) -> None:
 
 def _check_export_directory(target: Path) -> None:
     """Refuse a directory that holds something and is no former export."""
-    if not target.is_dir():
-        if not target.parent.is_dir():
-            raise UserError(
-                f"--export_onnx {target}: no such directory; create {target.parent} first"
-            )
-        return
     held = sorted(entry.name for entry in target.iterdir())
     if held and not _ends_as_ours(target / GRAPH_NAME):
         raise UserError(
@@ -188,8 +203,6 @@ def _check_target(flag: str, path: Path, kind: FileKind) -> None:
     """Refuse a file to write that is there already and is something else."""
     if path.is_dir():
         raise UserError(f"{flag}: {path} is a directory; give a file")
-    if flag == "--export_onnx" and not path.parent.is_dir():
-        raise UserError(f"{flag} {path}: no such directory; create {path.parent} first")
     if not path.exists():
         return
     with open(path, "rb") as file:
