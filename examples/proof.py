@@ -95,7 +95,8 @@ def make_teacher(task: Task, args: argparse.Namespace) -> Path:
         *("--student_model", start),
         *("--data_dir", args.glue_dir / task.directory, "--task_name", task.name),
         *("--cache_dir", args.work_dir / task.name / "cache"),
-        *("--num_train_epochs", recipe.teacher_epochs, "--learning_rate", recipe.teacher_rate),
+        *("--num_train_epochs", args.teacher_epochs or recipe.teacher_epochs),
+        *("--learning_rate", recipe.teacher_rate),
     )
 
 
@@ -196,6 +197,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--work_dir", type=Path, required=True, help="where everything goes")
     add("--tasks", nargs="+", choices=RECIPES, default=["STS-B", "SST-2"], help="tasks of GLUE")
     add("--students", nargs="*", type=Path, default=[], help="configurations; none: teachers only")
+    add("--teacher_epochs", type=float, help="passes of fine-tuning; default: by the task")
     add("--seeds", nargs="+", type=int, default=[42], help="of the students")
     add("--rows", type=int, default=20_000, help="training rows of a student; 0: all (20,000)")
     add("--recombine", type=float, help="rows made of each; default: 2 for pairs, else 0")
