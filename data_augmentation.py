@@ -38,12 +38,11 @@ from transformer.augmentation.tagged import TaggedRows
 from transformer.augmentation.words import STOP_WORDS
 from transformer.checkpoint.directory import Checkpoint
 from transformer.file_utils import cached_path
-from transformer.files import UserError, file_lock
+from transformer.files import UserError, file_digest, file_lock
 from transformer.modeling import BertForMaskedLM
 from transformer.packed_linear import pack_linears
 from transformer.runtime.fingerprint import (
     Fingerprint,
-    file_digest,
     fingerprint,
     sampled_digest,
 )

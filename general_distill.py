@@ -44,15 +44,14 @@ from transformer.distillation.start import (
 )
 from transformer.distillation.students import (
     check_vocabularies,
-    freeze_unread,
     prepare_teacher,
-    set_dropout,
+    ready_to_train,
     student_changes,
 )
 from transformer.file_utils import cached_path, upload
-from transformer.files import UserError
+from transformer.files import UserError, file_digest
 from transformer.modeling import TinyBertForPreTraining
-from transformer.runtime.fingerprint import Fingerprint, digest_of, file_digest, fingerprint
+from transformer.runtime.fingerprint import Fingerprint, digest_of
 from transformer.runtime.output_dir import RunDirectory, run_directory
 from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
 from transformer.runtime.script import (
@@ -70,14 +69,14 @@ from transformer.training.epochs import (
     has_pairs,
     open_pretraining_data,
 )
-from transformer.training.loop import begin_state, compile_forward, finish_run, training_steps
+from transformer.training.loop import begin_state, finish_run, training_steps
 from transformer.training.options import (
     TRAINING_FLAGS,
     add_training_arguments,
     check_training_arguments,
 )
 from transformer.training.packed import PackedDataset
-from transformer.training.state import RunState, earlier_state
+from transformer.training.state import RunState, earlier_state, training_fingerprint
 from transformer.training.steps import RunPlan
 
 logger = logging.getLogger("general_distill")
@@ -247,17 +246,15 @@ def load_models(
     if args.init_from_teacher and text is not None:
         batches = text_of(args, text, pair.tokenizer)
         report = begin_from_teacher(student, teacher, args.init_from_teacher, batches, runtime)
-    set_dropout(student, args.student_dropout or 0.0)
     objective = Objective(
         pair.comparisons,
         prepare_teacher(teacher, runtime, compiled=args.compile),
         classifiers=False,
         pad_to=args.max_seq_length if args.loss_on_padding else None,
     )
-    freeze_unread(student, objective)
-    if args.compile:
-        compile_forward(student)
-    return student.to(runtime.device).train(), objective, report
+    dropout = args.student_dropout or 0.0
+    student = ready_to_train(student, objective, args, runtime, dropout=dropout)
+    return student, objective, report
 
 
 # --- data --------------------------------------------------------------------------------------
@@ -359,8 +356,7 @@ def publish(
     for directory in (args.output_dir / "best", args.output_dir)[0 if is_best else 1 :]:
         save_checkpoint(state.student, tokenizer, directory, save_bin=args.save_bin)
         write_model_card(directory, run_dir=args.output_dir)
-    if args.data_url:
-        upload(args.output_dir, args.data_url)
+    upload(args.output_dir, args.data_url)
 
 
 def what_decides(
@@ -368,15 +364,11 @@ def what_decides(
 ) -> Fingerprint:
     """Return the fingerprint of the run; a new student is made from its configuration alone."""
     config = digest_of(pair.student.config.to_dict())
-    return fingerprint(
-        args,
-        DECISIVE,
-        ranks=runtime.world_size,
-        precision=runtime.dtype,
+    return training_fingerprint(
+        *(args, DECISIVE, plan, runtime),
         teacher=pair.teacher.fingerprint,
         student=pair.student.fingerprint if args.continue_train else config,
         tokenizer=pair.tokenizer.fingerprint,
-        data=plan.content_key(),
         init_text=args.init_text and file_digest(args.init_text),
     )
 

@@ -161,8 +161,7 @@ def publish(run: Run, state: RunState, directory: Path, results: dict[str, float
         facts = {**job.facts, "seed": args.seed, "global_step": state.step}
         write_dev_results(args.output_dir, job.dev_sets, results, facts)
         write_model_card(directory)
-    if args.data_url:
-        upload(args.output_dir, args.data_url)
+    upload(args.output_dir, args.data_url)
 
 
 def run_seed(run: Run, directory: RunDirectory) -> dict[str, float]:

@@ -37,6 +37,7 @@ from transformer.configuration import BertConfig
 from transformer.modeling import BertForMaskedLM
 from transformer.packed_linear import pack_linears
 from transformer.runtime.ranks import native_bf16
+from transformer.runtime.script import ScriptParser, run_script
 from transformer.tasks.files import RowReader
 from transformer.tasks.table import TASKS, Task
 from transformer.tokenization import BertTokenizer
@@ -170,9 +171,7 @@ def load(args: argparse.Namespace) -> tuple[BertForMaskedLM, BertTokenizer]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="TSV in the columns of --task_name")
     add("--task_name", default="SST-2", choices=[task.name for task in TASKS.values()])
@@ -243,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

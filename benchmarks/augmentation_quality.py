@@ -33,6 +33,7 @@ from transformer.checkpoint.directory import Checkpoint
 from transformer.modeling import BertForMaskedLM, TinyBertForSequenceClassification
 from transformer.packed_linear import pack_linears
 from transformer.runtime.ranks import native_bf16
+from transformer.runtime.script import ScriptParser, run_script
 from transformer.tasks.classifiers import load_classifier
 from transformer.tasks.files import RowReader
 from transformer.tasks.kinds import CLASSIFICATION
@@ -142,9 +143,7 @@ def neighbours_for(
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     add = parser.add_argument
     names = [task.name for task in TASKS.values() if task.kind is CLASSIFICATION]
     add("--glue_dir", type=Path, required=True)
@@ -212,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -30,6 +30,7 @@ from transformer.corpus.instances import InstanceSampler, InstanceSettings, Toke
 from transformer.corpus.token_store import StoreState, TokenStore, TokenStoreWriter
 from transformer.corpus.tokens import BlockTokenizer, token_dtype
 from transformer.runtime.parallel import usable_cores
+from transformer.runtime.script import ScriptParser, run_script
 from transformer.tokenization import BertTokenizer
 
 WIKIPEDIA_WORDS = 2.5e9
@@ -250,7 +251,7 @@ def extrapolate(args: argparse.Namespace, measured: Measured, start_cpu: float) 
 
 def main() -> None:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = ScriptParser(__doc__)
     parser.add_argument("--corpus", required=True, help="plain text, one sentence a line")
     parser.add_argument("--vocab", required=True, help="directory with vocab.txt")
     parser.add_argument("--epochs", type=int, default=3)
@@ -268,4 +269,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from transformer.runtime.parallel import usable_cores  # noqa: E402
+from transformer.runtime.script import ScriptParser, run_script  # noqa: E402
 from transformer.tasks.files import (
     RowReader,  # noqa: E402
     require_file,  # noqa: E402
@@ -48,9 +49,7 @@ EXCHANGED = 0.4  # share of words, as in augmentation
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help="with the task's train.tsv")
     parser.add_argument("--vocab", type=Path, required=True, help="directory with vocab.txt")
     parser.add_argument("--rows", type=int, nargs="+", default=[10000, 100000, 1000000])
@@ -158,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

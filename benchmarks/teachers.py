@@ -30,15 +30,14 @@ from transformer.distillation.students import freeze_teacher
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.packed_linear import pack_linears
 from transformer.runtime.ranks import PRECISIONS, Runtime, native_bf16
+from transformer.runtime.script import ScriptParser, run_script
 
 JOBS = ("teach", "classify", "fine-tune")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument(
         "--types", nargs="+", default=["bert", "nezha", "albert"], help="to compare"
     )
@@ -120,4 +119,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers  # noqa: E402
 
+from transformer.runtime.script import RunError, ScriptParser, run_script  # noqa: E402
 from transformer.tokenization import (
     BertTokenizer,  # noqa: E402
     ChunkCache,  # noqa: E402
@@ -39,9 +40,7 @@ Encoder = Callable[[list[str]], list[list[int]]]
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--corpus", type=Path, default=DATA / "corpus" / "enwiki.20mb.txt")
     parser.add_argument(
         "--vocab", type=Path, default=DATA / "models" / "bert-6l-384-mlm" / "vocab.txt"
@@ -162,8 +161,9 @@ def main() -> int:
     tokenizer = BertTokenizer(args.vocab, lowercase)
     seconds(tokenizer.encode_batch, lines)
     print(f"\ncache at the end: {cache_bytes(tokenizer._chunk_ids) / 1e6:.0f} MB")
-    return 1 if different else 0
+    if different:
+        raise RunError(f"{different:,} lines differ")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -59,6 +59,7 @@ from transformer.packed_linear import pack_linears
 from transformer.runtime.allocation import reuse_freed_memory
 from transformer.runtime.metrics_log import MetricsLog
 from transformer.runtime.ranks import PRECISIONS, Runtime, native_bf16
+from transformer.runtime.script import ScriptParser, run_script
 from transformer.tokenization import BertTokenizer
 from transformer.training.batches import BatchPlan, collate
 from transformer.training.inference import predict_logits
@@ -426,10 +427,7 @@ def print_table(args: argparse.Namespace, runtime: Runtime) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="jobs")
     parser.add_argument("--corpus", type=Path, help="text for general distillation")
     parser.add_argument("--sentences", type=Path, help="text or TSV with sentences in column 1")
@@ -456,4 +454,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

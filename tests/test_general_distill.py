@@ -402,8 +402,8 @@ def test_store_is_made_once(data):
     assert ages(data) == before and len(before) == 2
 
 
-def test_store_with_a_trusted_stamp_is_not_even_hashed(data, monkeypatch):
-    monkeypatch.setattr(pretraining_data, "STAMP_SECONDS", 0.0)
+def test_store_with_a_trusted_quick_fingerprint_is_not_even_hashed(data, monkeypatch):
+    monkeypatch.setattr(pretraining_data, "SETTLED_SECONDS", 0.0)
     pack(data)
     monkeypatch.setattr(pretraining_data, "_hash_file", lambda path: pytest.fail("hashed"))
     pack(data)

@@ -12,8 +12,6 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from transformer.files import UserError, file_lock, sync_directory, without_secrets
+from transformer.files import UserError, file_digest, file_lock, sync_directory, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -145,14 +143,8 @@ def _append(session: Any, remote: Remote, part: Path, offset: int) -> str | None
     with _request(session, "GET", remote.url, headers) as answer:
         # A server that ignores the offset sends everything, from byte 0.
         start = offset if answer.status_code == 206 else 0
-        bar = tqdm(
-            total=remote.size,
-            initial=start,
-            unit="B",
-            unit_scale=True,
-            desc=part.name[1:-5],
-            disable=None,
-        )
+        size = {"total": remote.size, "initial": start, "unit": "B", "unit_scale": True}
+        bar = tqdm(**size, desc=part.name[1:-5], disable=None)
         with open(part, "r+b") as file, bar:
             file.truncate(start)
             file.seek(start)
@@ -172,14 +164,11 @@ def _check_digest(remote: Remote, part: Path) -> None:
     """Compare what came with the hash that the server announced."""
     if remote.sha256 is None:
         return
-    digest = hashlib.sha256()
-    with open(part, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    if digest.hexdigest() != remote.sha256:
+    came = file_digest(part)
+    if came != remote.sha256:
         part.unlink()
         raise UserError(
-            f"{remote.shown}: sha256 {digest.hexdigest()} differs from the announced "
+            f"{remote.shown}: sha256 {came} differs from the announced "
             f"{remote.sha256}; the file was damaged on its way, try again"
         )
 
@@ -212,9 +201,8 @@ def _ask(session: Any, url: str) -> Remote:
     )
 
 
-@contextmanager
-def _session() -> Iterator[Any]:
-    """Give a session that asks a busy server again."""
+def _session() -> Any:
+    """Return a session that asks a busy server again."""
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3.util.retry import Retry
@@ -230,12 +218,12 @@ def _session() -> Iterator[Any]:
         # A server may ask for hours.
         respect_retry_after_header=False,
     )
-    with requests.Session() as session:
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(max_retries=retry))
-        # Compressed answers would have another length than the file.
-        session.headers["Accept-Encoding"] = "identity"
-        yield session
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    # Compressed answers would have another length than the file.
+    session.headers["Accept-Encoding"] = "identity"
+    return session
 
 
 def _request(session: Any, method: str, url: str, headers: dict[str, str]) -> Any:

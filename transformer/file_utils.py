@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformer.files import UserError, atomic_write, without_secrets
+from transformer.files import UserError, atomic_write, quick_fingerprint, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +80,9 @@ def cached_path(
 
 def _unpacked_home(archive: Path, cache_dir: Path | None) -> Path:
     """Return where this version of `archive` is unpacked."""
-    status = archive.stat()
-    version = f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}"
-    identity = hashlib.sha256(version.encode()).hexdigest()[:16]
-    return _cache_home(cache_dir) / "unpacked" / identity
+    version = f"{archive.resolve()} {quick_fingerprint(archive)}"
+    name = hashlib.sha256(os.fsencode(version)).hexdigest()[:16]
+    return _cache_home(cache_dir) / "unpacked" / name
 
 
 def _fetch_name(name: str, cache_dir: Path | None, files: Iterable[str] | None) -> Path:
@@ -122,12 +121,17 @@ def upload(local: str | Path, data_url: str) -> bool:
     `config.json` goes last, so that a copy that has it is whole. What fails is a warning: the
     files stay where they are, and the caller tries again at the next save.
 
+    Args:
+        data_url: empty: nothing is copied.
+
     Returns:
         Whether everything arrived.
 
     Raises:
         UserError: an address of another kind.
     """
+    if not data_url:
+        return True
     if "://" in data_url and not data_url.startswith("s3://"):
         raise UserError(
             f"--data_url {without_secrets(data_url)}: give s3://BUCKET/PREFIX or a directory"

@@ -8,11 +8,10 @@ from types import ModuleType
 
 import pytest
 
-from transformer.files import UserError
+from transformer.files import UserError, file_digest
 from transformer.runtime import fingerprint as module
 from transformer.runtime.fingerprint import (
     check_fingerprint,
-    file_digest,
     fingerprint,
     sampled_digest,
 )

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
 
 from transformer.augmentation.words import is_candidate
-from transformer.files import UserError, atomic_write, read_json
+from transformer.files import UserError, atomic_write, quick_fingerprint, read_json
 from transformer.runtime.parallel import ordered_map, usable_cores
 
 logger = logging.getLogger(__name__)
@@ -79,17 +79,16 @@ def load_word_vectors(
     """
     path = Path(path)
     source = find_source(path)
-    stat = source.stat()
-    identity = {"size": stat.st_size, "time": stat.st_mtime_ns}
+    quick = quick_fingerprint(source)
     words_file, vectors_file = _cache_files(path, limit, cache_dir)
-    cached = _read_cache(words_file, vectors_file, identity)
+    cached = _read_cache(words_file, vectors_file, quick)
     if cached is not None:
         return cached
     logger.info("reading %s", path)
     words: list[str] = []
     with atomic_write(vectors_file, "wb") as output, _told(path):
         width, chunks = _chunks(path, limit)
-        workers = usable_cores() if stat.st_size > PARALLEL_BYTES else 1
+        workers = usable_cores() if source.stat().st_size > PARALLEL_BYTES else 1
         parse = partial(_parse_chunk, name=str(path), width=width)
         with contextlib.closing(ordered_map(parse, chunks, workers)) as parsed:
             for chunk_words, vectors in parsed:
@@ -98,7 +97,8 @@ def load_word_vectors(
         if not words:
             raise UserError(f"{path}: no word vectors; a line is a word and its numbers")
     with atomic_write(words_file) as output:
-        json.dump({**identity, "width": width, "words": words}, output, ensure_ascii=True)
+        content = {"quick_fingerprint": quick, "width": width, "words": words}
+        json.dump(content, output, ensure_ascii=True)
     logger.info("%d words of %d dimensions, kept in %s", len(words), width, vectors_file)
     return _map_vectors(words, vectors_file, width)
 
@@ -173,16 +173,14 @@ def _cache_files(path: Path, limit: int, cache_dir: str | Path | None) -> tuple[
     return directory / f"{name}.words.json", directory / f"{name}.vectors.f32"
 
 
-def _read_cache(
-    words_file: Path, vectors_file: Path, identity: dict[str, Any]
-) -> WordVectors | None:
+def _read_cache(words_file: Path, vectors_file: Path, quick: list[int]) -> WordVectors | None:
     """Return what an earlier run kept, None if it is not there, stale or incomplete."""
     if not (words_file.is_file() and vectors_file.is_file()):
         return None
     with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
         content = read_json(words_file)
         words, width = content["words"], content["width"]
-        same = all(content[key] == value for key, value in identity.items())
+        same = content["quick_fingerprint"] == quick
         if same and vectors_file.stat().st_size == 4 * width * len(words):
             logger.info("word vectors: %s", vectors_file)
             return _map_vectors(words, vectors_file, width)

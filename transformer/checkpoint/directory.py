@@ -42,8 +42,8 @@ from transformer.checkpoint.weight_files import (
     write_file,
 )
 from transformer.configuration import BertConfig, unnamed_labels
-from transformer.files import UserError, atomic_write
-from transformer.runtime.fingerprint import digest_of, file_digest
+from transformer.files import UserError, atomic_write, file_digest
+from transformer.runtime.fingerprint import digest_of
 from transformer.tokenization import BertTokenizer
 from transformer.vocabulary import VOCABULARY_FILES
 

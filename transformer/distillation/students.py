@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from typing import Any
 
@@ -65,6 +66,27 @@ def set_dropout(student: nn.Module, probability: float) -> None:
             module.probability = probability
         elif isinstance(module, BertSelfAttention):
             module.dropout_prob = probability
+
+
+def ready_to_train(
+    student: nn.Module,
+    objective: Objective,
+    args: argparse.Namespace,
+    runtime: Runtime,
+    *,
+    dropout: float | None,
+) -> nn.Module:
+    """Return the student as the loop takes it: on its device, what no term reads frozen.
+
+    Args:
+        dropout: during this training; None: what its configuration says.
+    """
+    if dropout is not None:
+        set_dropout(student, dropout)
+    freeze_unread(student, objective)
+    if args.compile:
+        compile_forward(student)
+    return student.to(runtime.device).train()
 
 
 def check_vocabularies(student: BertTokenizer, teacher: BertTokenizer) -> None:

@@ -32,15 +32,6 @@ def fingerprint(args: argparse.Namespace, flags: Iterable[str], **contents: Any)
     return {name: str(value) for name, value in {**given, **facts}.items()}
 
 
-def file_digest(path: str | Path) -> str:
-    """Return the SHA-256 of a file's content, as hexadecimal digits."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
-
-
 # Of a larger file so much is read, in pieces from all over it.
 SAMPLED_BYTES = 64 << 20
 

@@ -15,10 +15,10 @@ from transformer.distillation.closed_form import ClosedFormReport
 from transformer.distillation.layers import DISTILLATION_FLAGS
 from transformer.distillation.objectives import Objective, mean_loss
 from transformer.distillation.start import START_FLAGS, begin_from_teacher, describe, text_of
-from transformer.distillation.students import freeze_unread, set_dropout
-from transformer.files import read_json
+from transformer.distillation.students import ready_to_train
+from transformer.files import file_digest, read_json
 from transformer.modeling import TinyBertForSequenceClassification
-from transformer.runtime.fingerprint import Fingerprint, file_digest, fingerprint
+from transformer.runtime.fingerprint import Fingerprint
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import load_classifier
 from transformer.tasks.metrics import Results, chance_score, is_better, worst_score
@@ -27,10 +27,9 @@ from transformer.tasks.results import DevSet, evaluate, evaluate_with_answers
 from transformer.tasks.table import TASK_FLAGS, Task
 from transformer.tokenization import BertTokenizer
 from transformer.training.batches import BatchPlan
-from transformer.training.loop import compile_forward
 from transformer.training.options import TRAINING_FLAGS
 from transformer.training.packed import PackedDataset
-from transformer.training.state import RunState
+from transformer.training.state import RunState, training_fingerprint
 from transformer.training.steps import RunPlan
 
 logger = logging.getLogger(__name__)
@@ -105,15 +104,11 @@ class Run:
     def what_decides(self, plan: RunPlan) -> Fingerprint:
         """Return the fingerprint of the training."""
         job, args = self.job, self.args
-        return fingerprint(
-            args,
-            DECISIVE,
-            ranks=self.runtime.world_size,
-            precision=self.runtime.dtype,
+        return training_fingerprint(
+            *(args, DECISIVE, plan, self.runtime),
             student=job.student.fingerprint,
             teacher=job.teacher and job.teacher.fingerprint,
             tokenizer=job.tokenizer.fingerprint,
-            data=plan.content_key(),
             init_text=args.init_text and file_digest(args.init_text),
             dev_sets=[dev.dataset.meta["content"] for dev in job.dev_sets],
         )
@@ -212,9 +207,7 @@ class Run:
             report = begin_from_teacher(
                 student, teacher, args.init_from_teacher, batches, self.runtime
             )
-        if args.student_dropout is not None or needs_teacher(args):
-            set_dropout(student, args.student_dropout or 0.0)
-        freeze_unread(student, job.objective)
-        if args.compile:
-            compile_forward(student)
-        return student.to(self.runtime.device).train(), report
+        dropout = args.student_dropout
+        if dropout is None and needs_teacher(args):
+            dropout = 0.0
+        return ready_to_train(student, job.objective, args, self.runtime, dropout=dropout), report

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer.files import UserError, file_lock
-from transformer.runtime.fingerprint import digest_of, file_digest
+from transformer.files import UserError, file_digest, file_lock
+from transformer.runtime.fingerprint import digest_of
 from transformer.runtime.parallel import ordered_map
 from transformer.runtime.progress import Progress
 from transformer.tasks.files import BLANK, LabelReader, RowReader

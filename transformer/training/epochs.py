@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer.files import UserError, atomic_write, file_lock, read_json
+from transformer.files import (
+    UserError,
+    atomic_write,
+    file_lock,
+    quick_fingerprint,
+    read_json,
+)
 from transformer.runtime.parallel import ordered_map, usable_cores
 from transformer.runtime.progress import Progress
 from transformer.training.packed import PackedDataset, PackedWriter, remove_leftovers
@@ -122,8 +128,8 @@ def _parse_line(raw: bytes, vocab: dict[str, int], max_length: int) -> _Line:
         raise ValueError(f"token {unknown!r} is not in the student's vocabulary") from None
 
 
-# A file whose stamps are younger than this may change again without a new stamp.
-STAMP_SECONDS = 3.0
+# A file that was written less long ago may be written again without another quick fingerprint.
+SETTLED_SECONDS = 3.0
 
 SHOWN_ERRORS = 10
 
@@ -263,36 +269,30 @@ def _check_examples(file: EpochFile, dataset: PackedDataset) -> PackedDataset:
 # --- freshness ---------------------------------------------------------------------------------
 
 
-def _stamp(path: Path) -> list[int]:
-    """Return what the system changes whenever the file is written."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
-
-
 def _is_fresh(store: Path, source: Path) -> bool:
     """Say whether `store` was made from what `source` holds now.
 
-    Equal stamps mean that nobody wrote; otherwise the whole content is hashed and compared.
+    Equal quick fingerprints mean that nobody wrote; otherwise the whole content is hashed.
     """
     try:
         meta = PackedDataset.open(store).meta
     except UserError:
         return False
-    stamp = _stamp(source)
-    if meta.get("stamp") == stamp:
+    now = quick_fingerprint(source)
+    if meta.get("quick_fingerprint") == now:
         return True
     if meta.get("content") != _hash_file(source):
         logger.info("%s has changed: packing it again", source)
         return False
     if os.access(store, os.W_OK):
         with atomic_write(store / "meta.json") as file:
-            json.dump({**meta, "stamp": _settled(stamp)}, file, indent=2)
+            json.dump({**meta, "quick_fingerprint": _settled(now)}, file, indent=2)
     return True
 
 
-def _settled(stamp: list[int]) -> list[int] | None:
-    """Return a stamp that can be trusted later: not one of a file written this very moment."""
-    return stamp if time.time() - stamp[2] / 1e9 > STAMP_SECONDS else None
+def _settled(quick: list[int]) -> list[int] | None:
+    """Return one that can be trusted later: not that of a file written this very moment."""
+    return quick if time.time() - quick[2] / 1e9 > SETTLED_SECONDS else None
 
 
 def _hash_file(path: Path) -> str:
@@ -311,7 +311,7 @@ def _hash_file(path: Path) -> str:
 
 def _pack(file: EpochFile, vocab: dict[str, int], store: Path, is_main: bool) -> None:
     """Parse all lines in parallel and write the store; nothing is left if a line is bad."""
-    stamp = _stamp(file.path)
+    quick = quick_fingerprint(file.path)
     total = hashlib.sha256()
     errors: list[str] = []
     writer = PackedWriter(store, len(vocab))
@@ -336,7 +336,7 @@ def _pack(file: EpochFile, vocab: dict[str, int], store: Path, is_main: bool) ->
         if errors:
             more = "; ..." if len(errors) > SHOWN_ERRORS else ""
             raise UserError(f"{file.path}: {'; '.join(errors[:SHOWN_ERRORS])}{more}")
-        writer.meta |= {"content": total.hexdigest(), "stamp": _settled(stamp)}
+        writer.meta |= {"content": total.hexdigest(), "quick_fingerprint": _settled(quick)}
         writer.close()
     except BaseException:
         writer.abort()

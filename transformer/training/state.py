@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -17,10 +18,11 @@ from torch import nn
 
 from transformer.checkpoint.weight_files import save_torch
 from transformer.files import UserError
-from transformer.runtime.fingerprint import Fingerprint, check_fingerprint
+from transformer.runtime.fingerprint import Fingerprint, check_fingerprint, fingerprint
 from transformer.runtime.metrics_log import MetricsLog
 from transformer.runtime.ranks import Runtime
 from transformer.training.meter import LossMeter
+from transformer.training.steps import RunPlan
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +119,29 @@ def _read_state(path: Path) -> dict[str, Any] | None:
     if not is_ours:
         raise UserError(DAMAGED.format(path))
     return state
+
+
+def training_fingerprint(
+    args: argparse.Namespace,
+    flags: Iterable[str],
+    plan: RunPlan,
+    runtime: Runtime,
+    **contents: Any,
+) -> Fingerprint:
+    """Return what decides the result of a training, on whatever stage.
+
+    Args:
+        flags: names of those that decide it.
+        contents: what else is read, as `runtime.fingerprint.fingerprint` takes it.
+    """
+    return fingerprint(
+        args,
+        flags,
+        data=plan.content_key(),
+        ranks=runtime.world_size,
+        precision=runtime.dtype,
+        **contents,
+    )
 
 
 def earlier_state(
