@@ -73,9 +73,20 @@ DECISIVE = (
 )
 
 
+EXAMPLES = """\
+examples:
+  python data_augmentation.py --pretrained_bert_model bert-base-uncased \\
+      --glove_embs glove.6B.300d.txt --data_dir glue/SST-2 --task_name SST-2
+  python data_augmentation.py --recombine 2 --data_dir my_data --task_name my_task \\
+      --text_columns premise hypothesis --label_column label
+
+The rows are written to train_aug.tsv beside the training file (train_aug.csv for a .csv and so on),
+or to --output. task_distill.py learns from them with --aug_train."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__, epilog=EXAMPLES)
     files = parser.add_argument_group("files")
     add = files.add_argument
     add("--pretrained_bert_model", help="directory, hub name or address of a BERT with MLM head")
@@ -108,13 +119,13 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how rows are made of rows."""
     add = parser.add_argument_group("method").add_argument
     add("--N", type=int, help="variants of each text (default: the task's)")
-    add("--M", type=int, default=15, help="candidates for each word (default 15)")
-    add("--p", type=float, default=0.4, help="probability to replace a word (default 0.4)")
+    add("--M", type=int, default=15, help="candidates for each word")
+    add("--p", type=float, default=0.4, help="probability to replace a word")
     add(
         "--mlm_context",
         choices=("masked", "original"),
         default="masked",
-        help="masked (default): the paper's; original: shown the unmasked text too, as the first "
+        help="masked: the paper's; original: shown the unmasked text too, as the first "
         "TinyBERT code did",
     )
     add(
@@ -124,7 +135,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="rows to add for each row without a model: a pair swapped, then recombined with the "
         "second text of another row; a text without some words, with words swapped, joined with "
-        "another. 2 suits pairs. Alone, it needs neither BERT nor word vectors (default 0)",
+        "another. 2 suits pairs. Alone, it needs neither BERT nor word vectors",
     )
     add(
         "--swap_entities",
@@ -144,8 +155,8 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="default: as the model's vocabulary is",
     )
-    add("--max_seq_length", type=int, help="pieces round a masked word (default 128)")
-    add("--batch_size", type=int, default=128, help="masked copies in one forward (default 128)")
+    add("--max_seq_length", type=int, help="pieces round a masked word")
+    add("--batch_size", type=int, default=128, help="masked copies in one forward")
 
 
 def check_args(args: argparse.Namespace) -> None:

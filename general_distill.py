@@ -60,6 +60,8 @@ from transformer.runtime.script import (
     model_name,
     optional_path,
     run_script,
+    shipped_students,
+    student_name,
 )
 from transformer.tokenization import BertTokenizer
 from transformer.training.batches import BatchPlan
@@ -101,9 +103,24 @@ HELD_OUT_MOST = 2000
 START_EXAMPLES = 256  # at least so many give the loss before training
 
 
+EXAMPLES = """\
+examples:
+  python general_distill.py --pregenerated_data pregenerated \\
+      --teacher_model bert-base-uncased --student_model tinybert_4l_312d \\
+      --init_from_teacher uniform --output_dir general
+  torchrun --nproc_per_node=8 general_distill.py --pregenerated_data pregenerated \\
+      --teacher_model bert-base-uncased --student_model my_student_config \\
+      --train_batch_size 32 --learning_rate 1e-4 --output_dir general
+
+OUTPUT_DIR gets the student (model.safetensors, config.json, vocab.txt, tokenizer.json, a model card
+README.md) and the reports of its training (metrics.jsonl, training_curves.png); with --do_eval the
+one of the lowest held-out loss is kept in OUTPUT_DIR/best. task_distill.py goes on with it:
+--student_model OUTPUT_DIR."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = ScriptParser(__doc__)
+    parser = ScriptParser(__doc__, epilog=EXAMPLES)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--pregenerated_data",
@@ -139,9 +156,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     models.add_argument(
         "--student_model",
-        type=model_name,
+        type=student_name,
         required=True,
-        help="directory with the student's config.json",
+        help="directory with the student's config.json, or a configuration that comes with the "
+        f"scripts: {', '.join(shipped_students())}",
     )
     models.add_argument("--output_dir", type=file_path, required=True, help="gets the student")
     models.add_argument(

@@ -60,9 +60,21 @@ DECISIVE = (
 SUSPICIOUS_SHARE = 0.02
 
 
+EXAMPLES = """\
+examples:
+  python pregenerate_training_data.py --train_corpus corpus.txt \\
+      --bert_model bert-base-uncased --output_dir pregenerated
+  python pregenerate_training_data.py --train_corpus "wiki/*.gz" --split_sentences \\
+      --bert_model bert-base-uncased --epochs_to_generate 3 --num_workers 8 \\
+      --output_dir pregenerated
+
+OUTPUT_DIR gets epoch_0.json and so on, one example a line, each with epoch_0_metrics.json beside
+it. general_distill.py goes on with them: --pregenerated_data OUTPUT_DIR."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = ScriptParser(__doc__)
+    parser = ScriptParser(__doc__, epilog=EXAMPLES)
     add = parser.add_argument_group("data").add_argument
     corpus_help = (
         "files, quoted globs, or - for standard input; UTF-8 text (one sentence a line, blank line "

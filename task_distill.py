@@ -41,6 +41,8 @@ from transformer.runtime.script import (
     optional_path,
     run_script,
     seed_number,
+    shipped_students,
+    student_name,
 )
 from transformer.tasks.evaluate import deliver
 from transformer.tasks.job import plan_job
@@ -59,9 +61,26 @@ logger = logging.getLogger("task_distill")
 INPUTS = ("data_dir", "student_model", "teacher_model", "transfer_file")
 
 
+EXAMPLES = """\
+examples:
+  python task_distill.py --finetune --model bert-base-uncased \\
+      --data_dir glue/SST-2 --task_name SST-2 --learning_rate 2e-5 --output_dir teacher
+  python task_distill.py --pred_distill --init_from_teacher uniform \\
+      --teacher_model teacher --student_model tinybert_4l_312d \\
+      --data_dir glue/SST-2 --task_name SST-2 --learning_rate 1e-4 --output_dir student
+  python task_distill.py --benchmark --model student --teacher_model teacher \\
+      --data_dir glue/SST-2 --task_name SST-2 --output_dir results
+  python task_distill.py --model student --predict reviews.csv --output labelled.csv
+
+A training writes the model with the best dev score to OUTPUT_DIR (model.safetensors, config.json,
+vocab.txt, tokenizer.json, a model card README.md), its scores to eval_results.json, its reports to
+metrics.jsonl and training_curves.png, and the model of the last step to OUTPUT_DIR/last.
+--benchmark writes benchmark.json and benchmark.png there, --do_predict one TASK.tsv a test set."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = ScriptParser(__doc__)
+    parser = ScriptParser(__doc__, epilog=EXAMPLES)
     add = parser.add_argument_group("what to do").add_argument
     add("--finetune", action="store_true", help="train --student_model on gold labels: a teacher")
     add("--pred_distill", action="store_true", help="teach predictions instead of layers")
@@ -77,10 +96,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("data and models").add_argument
     add("--data_dir", type=file_path, help="directory with the task's files")
     add(
-        "--student_model",
-        type=model_name,
+        *("--student_model", "--model"),
+        type=student_name,
         required=True,
-        help="directory, name or address of the model to train",
+        help="directory, name or address of the model to train or to use, or a configuration that "
+        f"comes with the scripts: {', '.join(shipped_students())}",
     )
     add(
         "--teacher_model",
@@ -192,16 +212,17 @@ def run_seed(run: Run, directory: RunDirectory) -> dict[str, float]:
 def report_result(run: Run, state: RunState) -> None:
     """Print the dev scores of the model that was kept and of its teacher; say what is where."""
     task, results = run.job.task, state.facts["results"]
+    name = "model" if run.args.finetune else "student"
     if run.runtime.is_main:
-        rows = {"student": sum_by_kind(results)}
+        rows = {name: sum_by_kind(results)}
         if run.keeps_best and run.job.teacher_results:
             rows["teacher"] = run.job.teacher_results
         print(results_table(f"{task.name}, dev", rows), flush=True)
     which = "the best" if run.keeps_best else "the last: layers have no dev score to choose by"
     written = [
-        ("model.safetensors", f"the student of step {state.best_step}, {which}"),
+        ("model.safetensors", f"the {name} of step {state.best_step}, {which}"),
         ("README.md", "its model card: how good it is, how it was made"),
-        ("last", "the student of the last step"),
+        ("last", f"the {name} of the last step"),
         ("eval_results.json", "its results on the dev set"),
     ]
     title = f"{run.stage} of {task.name} is done"

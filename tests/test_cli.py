@@ -5,8 +5,10 @@ bash tests/run.sh tests/test_cli.py
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -40,6 +42,30 @@ def assert_told(end: Finished, script: str, *parts: str) -> None:
 
 
 # --- help ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_ends_with_examples_that_paste(script: str) -> None:
+    parser = importlib.import_module(script.removesuffix(".py")).build_parser()
+    assert parser.format_help().endswith(f"{parser.epilog}\n")
+    assert all(len(line) <= 100 for line in parser.epilog.splitlines())
+    lines = parser.epilog.replace("\\\n", "").splitlines()
+    examples = [shlex.split(line) for line in lines if line.startswith("  ")]
+    assert len(examples) >= 2
+    for words in examples:
+        assert words[0] in ("python", "torchrun")
+        parser.parse_args(words[words.index(script) + 1 :])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_tells_a_default_once_and_where_results_land(script: str) -> None:
+    parser = importlib.import_module(script.removesuffix(".py")).build_parser()
+    text = " ".join(parser.format_help().split())
+    assert "(default: None)" not in text
+    described = text.partition("options: ")[2].split(" --")
+    assert [flag for flag in described if flag.count("default") > 1] == []
+    place = "train_aug.tsv" if script == "data_augmentation.py" else "OUTPUT_DIR"
+    assert place in parser.epilog
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

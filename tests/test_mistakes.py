@@ -83,7 +83,13 @@ MISTAKES = [
     Mistake(
         TASK,
         {"student_model": ""},
-        "argument --student_model: an empty text names no model; --help explains all flags",
+        "argument --student_model/--model: an empty text names no model; --help explains all flags",
+    ),
+    Mistake(
+        GENERAL,
+        {"student_model": "tinybert_4l_312"},
+        "argument --student_model: tinybert_4l_312 is not there; did you mean tinybert_4l_312d? "
+        "--help explains all flags",
     ),
     Mistake(
         TASK,

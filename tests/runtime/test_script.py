@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from transformer.files import UserError, without_secrets
 from transformer.runtime.progress import printable
-from transformer.runtime.script import ScriptParser
+from transformer.runtime.script import ScriptParser, shipped_students, student_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,6 +139,34 @@ def test_a_script_without_documentation_has_a_parser() -> None:
     """As under `python -OO`."""
     assert "--seed" not in ScriptParser(None).format_help()
     assert ScriptParser("First.\n\nSecond.").description == "First."
+
+
+def test_help_says_what_must_be_given_and_keeps_examples_as_they_are() -> None:
+    example = "examples:\n  python x.py --seed 1 \\\n      --rate 2"
+    parser = ScriptParser("One\nparagraph.\n\nNot this.", epilog=example)
+    parser.add_argument("--name", required=True, help="of it")
+    parser.add_argument("--seed", type=int, help="a number")
+    parser.add_argument("--rate", type=float, default=0.5, help="of learning")
+    text = parser.format_help()
+    assert "of it (required)\n" in text and "of learning (default: 0.5)\n" in text
+    assert "a number\n" in text and "None" not in text
+    assert "\nOne paragraph.\n" in text and "Not this" not in text
+    assert text.endswith(f"{example}\n")
+
+
+def test_shipped_students_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    configs = ROOT / "examples" / "student_configs"
+    assert student_name("tinybert_4l_312d") == str(configs / "tinybert_4l_312d")
+    assert "tinybert_4l_312d" in shipped_students()
+    for name in ("bert-base-uncased", "org/tinybert_4l_312d", "https://host/tinybert_4l_312d"):
+        assert student_name(name) == name
+    with pytest.raises(argparse.ArgumentTypeError, match="did you mean tinybert_4l_312d?"):
+        student_name("tinybert_4l_312")
+    (tmp_path / "tinybert_4l_312d").mkdir()  # the user's own goes first
+    (tmp_path / "tinybert_4l_312").mkdir()
+    assert student_name("tinybert_4l_312d") == "tinybert_4l_312d"
+    assert student_name("tinybert_4l_312") == "tinybert_4l_312"
 
 
 def test_flags_are_given_in_full() -> None:

@@ -39,12 +39,18 @@ class RunError(RuntimeError):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show defaults that are values; that a flag is off unless given goes without saying."""
+    """Show what must be given and defaults that are values; that a flag is off unless given goes
+    without saying. Examples keep their lines."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required:
+            return f"{action.help} (required)"
         if action.default is None or action.default is False or action.default == "":
             return action.help
         return super()._get_help_string(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class ScriptParser(argparse.ArgumentParser):
@@ -54,11 +60,12 @@ class ScriptParser(argparse.ArgumentParser):
 
     Args:
         documentation: of the module; its first paragraph is shown. None under `python -OO`.
+        options: of argparse; `epilog` is shown as it stands, with examples and what is written.
     """
 
     def __init__(self, documentation: str | None = None, **options: Any) -> None:
         options.setdefault("formatter_class", _HelpFormatter)
-        options.setdefault("description", (documentation or "").split("\n\n")[0])
+        options.setdefault("description", " ".join((documentation or "").split("\n\n")[0].split()))
         super().__init__(allow_abbrev=False, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
@@ -120,6 +127,32 @@ def model_name(text: str) -> str:
         raise argparse.ArgumentTypeError("an empty text names no model")
     _check_name(text)
     return os.path.expanduser(text)
+
+
+# The configurations of students that come with the scripts, one directory each.
+SHIPPED_STUDENTS = Path(__file__).resolve().parents[2] / "examples" / "student_configs"
+
+
+def shipped_students() -> list[str]:
+    """Return the names of the configurations that come with the scripts."""
+    return sorted(path.parent.name for path in SHIPPED_STUDENTS.glob("*/config.json"))
+
+
+def student_name(text: str) -> str:
+    """Check the name of a model; that of a shipped configuration becomes its path.
+
+    What is there under the name, in the working directory, goes first.
+    """
+    name = model_name(text)
+    shipped = shipped_students()
+    if os.path.exists(name):
+        return name
+    if name in shipped:
+        return str(SHIPPED_STUDENTS / name)
+    meant = difflib.get_close_matches(name, shipped, n=1, cutoff=0.85)
+    if meant and "/" not in name:
+        raise argparse.ArgumentTypeError(f"{name} is not there; did you mean {meant[0]}?")
+    return name
 
 
 def seed_number(text: str) -> int:

@@ -229,7 +229,8 @@ def _check_models(
 ) -> tuple[dict[str, Any], tuple[Comparison, ...]]:
     """Check models before weights are read; return the student's changes and its terms."""
     changes, comparisons = {}, ()
-    check_task_fits(task, args.max_seq_length, student.config, "the student")
+    whose = "the model" if args.finetune else "the student"
+    check_task_fits(task, args.max_seq_length, student.config, whose)
     if teacher is not None:
         check_task_fits(task, args.max_seq_length, teacher.config, "the teacher")
         if needs_teacher(args):
@@ -244,7 +245,7 @@ def _check_models(
             comparisons = plan_comparisons(args, student.config.changed(**changes), teacher.config)
     if learns_task(args):
         comparisons += _compare_logits(args, task)
-    check_classifier(student, task, "the student", need_classifier=False, **changes)
+    check_classifier(student, task, whose, need_classifier=False, **changes)
     return changes, comparisons
 
 
