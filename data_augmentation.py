@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how rows are made of rows."""
     add = parser.add_argument_group("method").add_argument
-    add("--N", type=int, help="variants of each text (default: the task's)")
+    add("--N", type=int, help="variants of each text (default: 10 to 30, by the task)")
     add("--M", type=int, default=15, help="candidates for each word")
     add("--p", type=float, default=0.4, help="probability to replace a word")
     add(

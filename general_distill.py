@@ -131,8 +131,8 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--max_seq_length",
         type=int,
-        default=128,
-        help="limit in tokens; batches are as long as their longest example",
+        help="limit in tokens, for which longer data is refused; default: the data's own length. "
+        "Batches are as long as their longest example",
     )
     data.add_argument(
         "--cache_dir",
@@ -183,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
 def check_args(args: argparse.Namespace) -> None:
     """Find mistakes that need no file to be read."""
     check_training_arguments(args)
-    if args.max_seq_length < 3:
+    if args.max_seq_length is not None and args.max_seq_length < 3:
         raise UserError(f"--max_seq_length {args.max_seq_length}: give 3 or more")
     check_start_arguments(args)
     if args.continue_train and args.init_from_teacher:
@@ -295,12 +295,18 @@ def check_segments(pair: ModelPair, file: EpochFile) -> None:
             )
 
 
-def load_data(
-    args: argparse.Namespace, pair: ModelPair, runtime: Runtime
-) -> tuple[RunPlan, HeldOut]:
-    """Return the steps of the run and the held-out examples."""
+def find_data(args: argparse.Namespace) -> tuple[argparse.Namespace, list[EpochFile]]:
+    """Return the epoch files of the run, and the flags with their length as --max_seq_length."""
     files = find_epoch_files(args.pregenerated_data, args.max_seq_length)
     files = files[: math.ceil(args.num_train_epochs)]
+    longest = max(file.max_seq_length for file in files)
+    return argparse.Namespace(**{**vars(args), "max_seq_length": longest}), files
+
+
+def load_data(
+    args: argparse.Namespace, files: list[EpochFile], pair: ModelPair, runtime: Runtime
+) -> tuple[RunPlan, HeldOut]:
+    """Return the steps of the run and the held-out examples."""
     check_segments(pair, files[0])
     datasets = open_pretraining_data(
         files, pair.tokenizer.vocab, cache_dir=args.cache_dir, is_main=runtime.is_main
@@ -391,11 +397,11 @@ def what_decides(
     )
 
 
-def train(
-    pair: ModelPair, args: argparse.Namespace, runtime: Runtime, directory: RunDirectory
-) -> None:
+def train(args: argparse.Namespace, runtime: Runtime, directory: RunDirectory) -> None:
     """Train, or go on training; the output directory is touched when everything is checked."""
-    plan, held_out = load_data(args, pair, runtime)
+    args, files = find_data(args)
+    pair = find_models(args)
+    plan, held_out = load_data(args, files, pair, runtime)
     decides = runtime.on_main(lambda: what_decides(pair, plan, args, runtime))
     saved = earlier_state(args, runtime, decides)
     if saved and saved["finished"]:
@@ -433,7 +439,7 @@ def main(argv: list[str] | None = None) -> None:
     check_args(args)
     runtime = setup_runtime(args)
     with run_directory(args, INPUTS, runtime) as directory:
-        train(find_models(args), args, runtime, directory)
+        train(args, runtime, directory)
     close_runtime(runtime)
 
 

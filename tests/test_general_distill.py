@@ -220,7 +220,8 @@ def test_terms_of_weight_zero_are_not_computed(tmp_path, command):
     assert fields == {"step", "epoch", "loss", "hidden/1", "hidden/2", "learning_rate"}
 
 
-def test_loss_on_padding_pads_to_the_maximum(tmp_path, command, monkeypatch):
+@pytest.mark.parametrize("limit", [[], ["--max_seq_length", 128]])
+def test_loss_on_padding_pads_to_the_length_of_the_data(command, monkeypatch, limit):
     widths = set()
     forward = TinyBertForPreTraining.forward
 
@@ -229,8 +230,37 @@ def test_loss_on_padding_pads_to_the_maximum(tmp_path, command, monkeypatch):
         return forward(self, input_ids, *args, **options)
 
     monkeypatch.setattr(TinyBertForPreTraining, "forward", watch)
-    run(command("--loss_on_padding"))
+    run(without_length(command("--loss_on_padding"), *limit))
     assert widths - {2} == {40}  # 2: the probe for parameters that no term reads
+
+
+def without_length(argv: list[str], *more: object) -> list[str]:
+    place = argv.index("--max_seq_length")
+    return [*argv[:place], *argv[place + 2 :], *map(str, more)]
+
+
+def test_data_longer_than_128_tokens_needs_no_flag(data, command):
+    facts = {"num_training_examples": 30, "max_seq_len": 200}
+    (data / "epoch_0_metrics.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="200 .or the data's own.: .*64 positions.* at most 64"):
+        run(without_length(command()))
+
+
+def test_the_embedding_of_padding_is_frozen_where_padding_counts(tmp_path, command):
+    run(command(learning_rate=0))
+    start = tmp_path / "out"
+    row = read_weights(start)["bert.embeddings.word_embeddings.weight"][0]
+    assert not row.any()
+    weights = load_file(start / "model.safetensors")
+    weights["bert.embeddings.word_embeddings.weight"][0] = 1.0
+    save_file(weights, start / "model.safetensors")
+    for flags in ([], ["--loss_on_padding"]):
+        out = tmp_path / f"padding{len(flags)}"
+        run(
+            command("--continue_train", *flags, student_model=start, output_dir=out, weight_decay=0)
+        )
+        row = read_weights(out)["bert.embeddings.word_embeddings.weight"][0]
+        assert torch.equal(row, torch.ones(24))
 
 
 def test_results_are_copied_to_data_url(tmp_path, command):
@@ -256,7 +286,6 @@ def test_exploding_run_stops_with_the_examples(tmp_path, command):
         ({"pregenerated_data": "nowhere"}, "nowhere"),
         ({"teacher_model": "no/such/place at all"}, "no/such/place"),
         ({"max_seq_length": 30}, "--max_seq_length"),
-        ({"max_seq_length": 100}, "at most 64"),
         ({"layer_mapping": "1,2,3"}, "3 layers are listed"),
         ({"train_batch_size": 0}, "--train_batch_size"),
         ({"num_train_epochs": -1}, "--num_train_epochs"),

@@ -206,8 +206,9 @@ MISTAKES = [
     ),
     Mistake(
         GENERAL,
-        {"max_seq_length": 128},
-        "--max_seq_length 128: the student has 64 positions, the teacher 64; use at most 64",
+        {"max_seq_length": 16},
+        "{pregenerated}/epoch_0.json was generated with --max_seq_len 32, but --max_seq_length is "
+        "16; leave --max_seq_length out or generate with --max_seq_len 16",
     ),
     Mistake(
         GENERAL,

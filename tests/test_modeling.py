@@ -5,6 +5,7 @@ Run: pytest tests/test_modeling.py
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -432,3 +433,18 @@ def test_too_long_sequences_are_refused():
 def test_from_scratch_takes_a_configuration_with_changes():
     model = TinyBertForPreTraining.from_scratch(make_config(), fit_size=48)
     assert model.fit_dense.out_features == 48
+
+
+def test_what_scripts_of_the_first_release_call(make_checkpoint, tmp_path):
+    general = make_checkpoint("general", TinyBertForPreTraining)
+    encoder = BertModel.from_pretrained(make_checkpoint("bert", BertForPreTraining), num_labels=3)
+    assert encoder.config.num_labels == 3
+    assert encoder(torch.tensor([[5, 6]])).pooled.shape == (1, 32)
+    student = TinyBertForSequenceClassification.from_pretrained(general, num_labels=3)
+    assert student(torch.tensor([[5, 6]])).logits.shape == (1, 3)
+    config = student.config
+    config.to_json_file(tmp_path / "config.json")
+    written = (tmp_path / "config.json").read_text()
+    assert written == config.to_json_string()
+    assert json.loads(written)["hidden_size"] == config.to_dict()["hidden_size"] == 32
+    assert BertConfig.from_json_file(tmp_path / "config.json") == config

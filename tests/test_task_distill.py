@@ -200,6 +200,34 @@ def test_layers_and_predictions_are_learnt_in_one_stage(toy: Toy) -> None:
     assert "fit_dense.weight" not in read_weights(toy.root / "joint")
 
 
+def test_what_the_classifier_reads_is_dropped_out_in_fine_tuning_only(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    load = Run.load_student
+
+    def watched(self: Run, *, is_new: bool) -> tuple:
+        student, report = load(self, is_new=is_new)
+        parts = student.dropout, student.bert.embeddings.dropout
+        found.append(tuple(part.probability for part in parts))
+        return student, report
+
+    monkeypatch.setattr(Run, "load_student", watched)
+    teacher = ["--teacher_model", toy / "teacher"]
+    for number, flags in enumerate(
+        (
+            ["--finetune"],
+            ["--finetune", "--student_dropout", "0.3"],
+            ["--pred_distill", *teacher],
+            ["--pred_distill", *teacher, "--student_dropout", "0.3"],
+            ["--pred_distill", "--hard_labels"],
+        )
+    ):
+        models = ["--student_model", toy / "layers", "--output_dir", toy / f"dropout{number}"]
+        toy.run(*flags, *models, epochs=0.1)
+    assert found == [(0.1, 0.1), (0.3, 0.3), (0, 0), (0, 0.3), (0, 0.1)]
+
+
 def test_a_directory_is_complete(toy: Toy) -> None:
     for name in ("teacher", "layers", "student"):
         held = {path.name for path in (toy.root / name).iterdir()}

@@ -265,7 +265,7 @@ def plan_comparisons(
     positions = min(student.max_position_embeddings, teacher.max_position_embeddings)
     if args.max_seq_length > positions:
         raise UserError(
-            f"--max_seq_length {args.max_seq_length}: the student has "
+            f"--max_seq_length {args.max_seq_length} (or the data's own): the student has "
             f"{student.max_position_embeddings} positions, the teacher "
             f"{teacher.max_position_embeddings}; use at most {positions}"
         )
@@ -340,5 +340,5 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
         "--loss_on_padding",
         action="store_true",
         help="pad every batch to the maximum length and count padding in the means of the mse "
-        "terms, as the authors' code does",
+        "terms, as the authors' code does; the embedding of padding is frozen then",
     )

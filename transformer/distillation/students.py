@@ -59,6 +59,15 @@ def freeze_unread(student: nn.Module, objective: Objective) -> list[str]:
     return unread
 
 
+def freeze_padding(student: nn.Module, objective: Objective) -> None:
+    """Let the embedding of padding learn nothing, if padding counts, as in the authors' code.
+
+    Where padding does not count, nothing reaches it anyway. It decays either way.
+    """
+    if objective.pad_to is not None:
+        student.bert.embeddings.word_embeddings.padding_idx = student.config.pad_token_id
+
+
 def set_dropout(student: nn.Module, probability: float) -> None:
     """Drop out with this probability everywhere; the configuration, which is saved, stays."""
     for module in student.modules():
@@ -83,6 +92,7 @@ def ready_to_train(
     """
     if dropout is not None:
         set_dropout(student, dropout)
+    freeze_padding(student, objective)
     freeze_unread(student, objective)
     if args.compile:
         compile_forward(student)

@@ -210,4 +210,7 @@ class Run:
         dropout = args.student_dropout
         if dropout is None and needs_teacher(args):
             dropout = 0.0
-        return ready_to_train(student, job.objective, args, self.runtime, dropout=dropout), report
+        student = ready_to_train(student, job.objective, args, self.runtime, dropout=dropout)
+        if not args.finetune:  # the authors' students drop out nothing before the classifier
+            student.dropout.probability = 0.0
+        return student, report

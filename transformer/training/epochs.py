@@ -143,8 +143,11 @@ class EpochFile:
     max_seq_length: int
 
 
-def find_epoch_files(directory: str | Path, max_seq_length: int) -> list[EpochFile]:
+def find_epoch_files(directory: str | Path, max_seq_length: int | None) -> list[EpochFile]:
     """List epoch_0.json, epoch_1.json, ... of a directory with what their metrics files say.
+
+    Args:
+        max_seq_length: a limit in tokens, None for none.
 
     Raises:
         UserError: there are none, one is missing between others or unfinished, or they were
@@ -168,11 +171,11 @@ def find_epoch_files(directory: str | Path, max_seq_length: int) -> list[EpochFi
             "are later ones"
         )
     for file in files:
-        if file.max_seq_length > max_seq_length:
+        if max_seq_length is not None and file.max_seq_length > max_seq_length:
             raise UserError(
                 f"{file.path} was generated with --max_seq_len {file.max_seq_length}, but "
-                f"--max_seq_length is {max_seq_length}; give --max_seq_length {file.max_seq_length}"
-                f" or generate with --max_seq_len {max_seq_length}"
+                f"--max_seq_length is {max_seq_length}; leave --max_seq_length out or generate "
+                f"with --max_seq_len {max_seq_length}"
             )
     return files
 

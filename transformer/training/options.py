@@ -88,8 +88,9 @@ def _add_optimization(
         type=float,
         metavar="P",
         help="dropout of the student during this training. Default: 0 where it learns from a "
-        "teacher, whose answers are no noisy labels; else what its config.json says. The "
-        "config.json that is written keeps the model's own, for later fine-tuning",
+        "teacher, whose answers are no noisy labels; else what its config.json says. What the "
+        "classifier reads is dropped out in fine-tuning only. The config.json that is written "
+        "keeps the model's own, for later fine-tuning",
     )
     group.add_argument("--compile", action="store_true", help="run models through torch.compile")
 
