@@ -58,7 +58,10 @@ from transformer.training.state import RunState, earlier_state
 logger = logging.getLogger("task_distill")
 
 # Flags that name what is read, and must not be written over.
-INPUTS = ("data_dir", "student_model", "teacher_model", "transfer_file")
+INPUTS = (
+    *("data_dir", "student_model", "teacher_model"),
+    *("transfer_file", "teacher_logits", "teacher_probabilities"),
+)
 
 
 EXAMPLES = """\
@@ -132,13 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
         "task's text columns, or .txt with a text a line; labels in it are not read",
     )
     add_task_arguments(parser, required=False)
-    add = parser.add_argument_group("prediction distillation").add_argument
-    add("--temperature", type=float, default=1.0, help="divides teacher's and student's logits")
-    add("--prediction_loss", choices=("ce", "kl", "mse"), default="ce", help="of the logits")
-    add("--original_soft_ce", action="store_true", help="also divide ce by the number of classes")
-    add("--hard_labels", action="store_true", help="learn gold labels instead of the teacher's")
-    add("--hard_label_weight", type=float, default=0.0, help="add gold labels with this weight")
-    add("--hard_labels_on_augmented", action="store_true", help="... on augmented rows as well")
+    _add_prediction_arguments(parser)
     add_distillation_arguments(parser)
     add_start_arguments(parser)
     add_training_arguments(parser, epochs=None, eval_step=None)
@@ -146,6 +143,33 @@ def build_parser() -> argparse.ArgumentParser:
     seeds = "of order, dropout and new weights; with several, each is run and the best kept"
     parser.add_argument("--seed", type=seed_number, nargs="+", default=[42], help=seeds)
     return parser
+
+
+def _add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of --pred_distill."""
+    add = parser.add_argument_group("prediction distillation").add_argument
+    add(
+        "--teacher_logits",
+        type=file_path,
+        nargs="+",
+        metavar="FILE",
+        help="the teacher's answers in place of --teacher_model: a row for each row that is learnt "
+        "from, in .npy with the labels in the task's order, or .tsv, .csv, .jsonl with one column "
+        "a label (text columns are compared); several files are averaged",
+    )
+    add(
+        "--teacher_probabilities",
+        type=file_path,
+        nargs="+",
+        metavar="FILE",
+        help="the same for a teacher that says probabilities",
+    )
+    add("--temperature", type=float, default=1.0, help="divides teacher's and student's logits")
+    add("--prediction_loss", choices=("ce", "kl", "mse"), default="ce", help="of the logits")
+    add("--original_soft_ce", action="store_true", help="also divide ce by the number of classes")
+    add("--hard_labels", action="store_true", help="learn gold labels instead of the teacher's")
+    add("--hard_label_weight", type=float, default=0.0, help="add gold labels with this weight")
+    add("--hard_labels_on_augmented", action="store_true", help="... on augmented rows as well")
 
 
 # --- training ----------------------------------------------------------------------------------

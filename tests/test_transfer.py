@@ -1,4 +1,4 @@
-"""Texts without labels as what is learnt from: bash tests/run.sh tests/test_transfer.py"""
+"""Texts without labels, and answers without a teacher: bash tests/run.sh tests/test_transfer.py"""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny_vocabulary
-from toy_runs import write_student
+from scipy.special import softmax
+from toy_runs import ForkedRun, write_student
 
 import task_distill
 from transformer.checkpoint.directory import read_weights
@@ -50,6 +51,7 @@ def run(
         task_distill.main([*map(str, [*shared, "--output_dir", out, *flags])])
         return out
 
+    run_stage.shared = shared
     return run_stage
 
 
@@ -57,6 +59,12 @@ def assert_same(one: Path, other: Path) -> None:
     ours, theirs = read_weights(one), read_weights(other)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def assert_close(one: Path, other: Path) -> None:
+    ours, theirs = read_weights(one), read_weights(other)
+    for name, tensor in ours.items():
+        np.testing.assert_allclose(tensor, theirs[name], atol=3e-4, err_msg=name)
 
 
 FILES = {
@@ -129,3 +137,111 @@ def test_mistakes(flags, told, run, tmp_path) -> None:
         run("mistake", *stage, *(flag.format(tmp_path) for flag in flags))
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "mistake").glob("*.safetensors"))
+
+
+# ----------------------------------------------------------------- answers in place of a teacher
+
+
+@pytest.fixture
+def taught(run, tmp_path) -> tuple[Path, np.ndarray]:
+    """Return a student of a teacher model, and the logits that it was taught, (40, 2)."""
+    out = run("labelled", "--pred_distill")
+    (logits,) = (tmp_path / ".cache").glob("logits-*.npy")
+    return out, np.load(logits)
+
+
+NO_MODEL = ("--pred_distill", "--teacher_model", "nowhere/at/all")
+
+
+def test_answers_teach_as_the_model_does(run, texts, taught, tmp_path, caplog) -> None:
+    expected, logits = taught
+    np.save(tmp_path / "answers.npy", logits)
+    out = run("npy", *NO_MODEL, "--teacher_logits", tmp_path / "answers.npy")
+    assert_same(out, expected)
+    labels = np.arange(40) % 2  # as in the training file
+    accuracy = (logits.argmax(1) == labels).mean()
+    assert f"for 40 labelled training rows: acc {accuracy:.4f}" in caplog.text
+
+    lines = [f"{b}\t{a}\t{text}" for text, (a, b) in zip(texts, logits.tolist(), strict=True)]
+    (tmp_path / "answers.tsv").write_text("\n".join(["good\tbad\ttext", *lines]))
+    out = run("tsv", *NO_MODEL, "--teacher_logits", tmp_path / "answers.tsv")
+    assert_same(out, expected)
+
+    (tmp_path / "train.tsv").unlink()  # labels are known by their columns, and texts need none
+    (tmp_path / "more.txt").write_text("\n".join(texts))
+    more = ("--transfer_file", tmp_path / "more.txt")
+    answers = ("--teacher_logits", tmp_path / "answers.npy", tmp_path / "answers.tsv")
+    (tmp_path / "answers.tsv").write_text("\n".join(["bad\tgood\ttext", *lines]))  # the other way
+    np.save(tmp_path / "answers.npy", 2 * logits - logits[:, ::-1])
+    out = run("both", *NO_MODEL, *more, *answers)
+    assert_close(out, expected)
+
+
+def test_probabilities_teach_the_same(run, taught, tmp_path) -> None:
+    expected, logits = taught
+    np.save(tmp_path / "answers.npy", softmax(logits, axis=1))
+    out = run("soft", *NO_MODEL, "--teacher_probabilities", tmp_path / "answers.npy")
+    assert_close(out, expected)
+
+
+def test_other_answers_are_another_run(run, taught, tmp_path) -> None:
+    flags = *NO_MODEL, "--teacher_logits", tmp_path / "answers.npy"
+    np.save(tmp_path / "answers.npy", taught[1])
+    run("resumed", *flags)
+    run("resumed", *flags, "--resume")
+    np.save(tmp_path / "answers.npy", -taught[1])
+    with pytest.raises(UserError, match="--resume: .*teacher answers was .'logits "):
+        run("resumed", *flags, "--resume")
+
+
+def test_answers_on_two_ranks(run, taught, tmp_path) -> None:
+    np.save(tmp_path / "answers.npy", taught[1])
+    flags = [*NO_MODEL, "--teacher_logits", tmp_path / "answers.npy", "--no_cuda"]
+    flags = [*map(str, [*run.shared, *flags])]
+    log, four = tmp_path / "log", ["--train_batch_size", "4"]
+    two = ForkedRun(
+        [*flags, *four, "--output_dir", str(tmp_path / "two")],
+        log=log,
+        script=task_distill,
+        ranks=2,
+    )
+    assert two.wait() == [0, 0], log.read_text()
+    assert_close(tmp_path / "two", taught[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([*NO_MODEL, "--teacher_logits", "{}/none.npy"], "--teacher_logits .*none.npy: no such"),
+        ([*NO_MODEL, "--teacher_logits", "{}/dev.npy", "{}/x.pt"], "x.pt: unknown kind of file"),
+        (["--teacher_logits", "{}/dev.npy"], "belongs to --pred_distill: layers are learnt"),
+        (["--finetune", "--teacher_probabilities", "{}/dev.npy"], "belongs to --pred_distill"),
+        (
+            [*NO_MODEL, "--hard_labels", "--teacher_logits", "{}/dev.npy"],
+            "belongs to --pred_distill",
+        ),
+        (
+            [*NO_MODEL, "--teacher_logits", "{}/dev.npy", "--teacher_probabilities", "{}/dev.npy"],
+            "give one of them",
+        ),
+        (
+            [*NO_MODEL, "--teacher_probabilities", "{}/dev.npy", "--prediction_loss", "mse"],
+            "mse compares logits, which probabilities are not; give ce or kl",
+        ),
+        (
+            [*NO_MODEL, "--regression", "--teacher_probabilities", "{}/dev.npy"],
+            "a score has no probability; give the scores by --teacher_logits",
+        ),
+        ([*NO_MODEL, "--teacher_logits", "{}/dev.npy"], "holds 20 answers; .* has 40 rows: one"),
+        ([*NO_MODEL, "--teacher_logits", "{}/out/a.npy", "--output_dir", "{}/out"], "overwritten"),
+    ],
+)
+def test_mistakes_about_answers(flags, told, run, tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("dev.npy", "out/a.npy"):
+        np.save(tmp_path / name, np.ones((20, 2)))
+    (tmp_path / "x.pt").write_text("x")
+    with pytest.raises(UserError, match=told) as error:
+        run("mistake", *(flag.format(tmp_path) for flag in flags))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "mistake" / "args.json").exists()

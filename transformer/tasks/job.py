@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -35,9 +36,12 @@ from transformer.tasks.classifiers import (
     likely_label_order,
     load_classifier,
 )
-from transformer.tasks.files import find_file, require_file, with_labels
-from transformer.tasks.metrics import Results
+from transformer.tasks.files import RowReader, find_file, require_file, with_labels
+from transformer.tasks.given_answers import named_labels, read_logits
+from transformer.tasks.metrics import Results, compute_metrics
 from transformer.tasks.options import (
+    asks_teacher,
+    given_answers,
     learns_layers,
     learns_task,
     needs_teacher,
@@ -128,16 +132,18 @@ def open_training_set(args: argparse.Namespace, task: Task, cache: TokenCache) -
 
 
 def with_known_labels(task: Task, args: argparse.Namespace, teacher: Checkpoint | None) -> Task:
-    """Return the task with its labels; without a training file, they are the teacher's.
+    """Return the task with its labels; without a training file, they are those of the teacher.
 
     Raises:
         UserError: as `with_labels`.
     """
     is_open = task.labels is None and task.kind.names_labels
     if is_open and find_file(args.data_dir, task.train) is None:
-        names = teacher.config.id2label if teacher is not None else None
+        held = (teacher.config.id2label or {}) if teacher is not None else {}
+        names = tuple(name for _, name in sorted(held.items()))
+        names = names or named_labels(given_answers(args), task)
         if names:
-            task = replace(task, labels=tuple(name for _, name in sorted(names.items())))
+            task = replace(task, labels=names)
     return with_labels(task, args.data_dir, args.errors)
 
 
@@ -150,18 +156,21 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
     args = with_defaults(args, task)
     student = open_checkpoint(args.student_model, args)
     teacher = None
-    if needs_teacher(args) or args.init_from_teacher:
+    if asks_teacher(args) or args.init_from_teacher:
         teacher = open_checkpoint(args.teacher_model, args)
     task = with_known_labels(task, args, teacher)
     tokenizer = shared_tokenizer(student, teacher)
     changes, comparisons = _check_models(args, task, student, teacher)
+    answers = read_answers(args, task)
     cache = token_cache(args, tokenizer, runtime)
     train_set = open_training_set(args, task, cache)
+    if answers is not None:
+        inspect_answers(answers, task, train_set)
     dev_sets = open_dev_sets(args.data_dir, task, cache)
     args = with_eval_step(args, len(dev_sets[0].dataset))
     model = None
     teacher_results: Results = {}
-    if teacher is not None and needs_teacher(args):
+    if teacher is not None and asks_teacher(args):
         model = load_teacher(teacher, task, args, runtime)
         teacher_results = inspect_teacher(model, task, dev_sets, args.eval_batch_size, runtime)
     return Job(
@@ -174,7 +183,9 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
         teacher=teacher,
         train_set=train_set,
         dev_sets=dev_sets,
-        objective=_objective(args, comparisons, model, train_set, cache.directory, runtime),
+        objective=_objective(
+            args, comparisons, model, answers, train_set, cache.directory, runtime
+        ),
         teacher_results=teacher_results,
     )
 
@@ -183,6 +194,7 @@ def _objective(
     args: argparse.Namespace,
     comparisons: tuple[Comparison, ...],
     teacher: nn.Module | None,
+    answers: np.ndarray | None,
     train_set: PackedDataset,
     directory: Path,
     runtime: Runtime,
@@ -191,6 +203,8 @@ def _objective(
 
     Logits are stored where nothing else is asked of the teacher and rows come more than once.
     """
+    if answers is not None:
+        return Objective(comparisons, teacher_logits=torch.from_numpy(answers).to(runtime.device))
     sees_rows_once = args.num_train_epochs * len(args.seed) <= 1
     if not args.pred_distill or teacher is None or sees_rows_once:
         pad_to = args.max_seq_length if learns_layers(args) and args.loss_on_padding else None
@@ -279,11 +293,46 @@ def inspect_teacher(
     shown = "  ".join(f"{key} {value:.4f}" for key, value in results.items())
     logger.info("the teacher on %s, dev: %s", task.name, shown)
     warn_of_chance(task, results[task.best_metric], labels, "the teacher")
+    way_out = "say so by id2label in its config.json"
+    _doubt_label_order(logits, labels, task, way_out)
+    return results
+
+
+def _doubt_label_order(logits: np.ndarray, labels: np.ndarray, task: Task, way_out: str) -> None:
     order = likely_label_order(logits, labels, task)
     if order is not None:
         logger.warning(
-            "the teacher scores much better if its outputs are %s, in this order; if they are, "
-            "say so by id2label in its config.json",
-            ", ".join(order),
+            "the teacher scores much better if its outputs are %s, in this order; if they are, %s",
+            *(", ".join(order), way_out),
         )
-    return results
+
+
+def read_answers(args: argparse.Namespace, task: Task) -> np.ndarray | None:
+    """Return the logits (N, C) that files give for the training set, None if there are none.
+
+    Raises:
+        UserError: as `read_logits`.
+    """
+    if not given_answers(args):
+        return None
+    path, source, labelled = training_file(args, task)
+    reader = RowReader(path, task, source, need_label=labelled, errors=args.errors)
+    are_probabilities = bool(args.teacher_probabilities)
+    return read_logits(given_answers(args), task, reader, are_probabilities=are_probabilities)
+
+
+def inspect_answers(logits: np.ndarray, task: Task, train_set: PackedDataset) -> None:
+    """Say how well given answers (N, C) agree with the gold labels of the training set, if any."""
+    if train_set.labels is None:
+        return
+    labels = np.asarray(train_set.labels)
+    if train_set.flags is not None:
+        is_gold = train_set.flags[:] == 0
+        logits, labels = logits[is_gold], labels[is_gold]
+    if not len(labels):
+        return
+    results = compute_metrics(task, logits, labels)
+    shown = "  ".join(f"{key} {value:.4f}" for key, value in results.items())
+    logger.info("the teacher's answers for %d labelled training rows: %s", len(labels), shown)
+    warn_of_chance(task, results[task.best_metric], labels, "the teacher")
+    _doubt_label_order(logits, labels, task, "put the columns in the order of the task's labels")

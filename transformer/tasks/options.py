@@ -26,6 +26,8 @@ PREDICTION_EPOCHS = 3.0
 # which runs the teacher too, a quarter of that.
 LEAST_EVAL_STEP = 50
 
+ANSWER_ENDINGS = (".npy", ".tsv", ".csv", ".jsonl", ".json")
+
 DELIVERIES = ("do_eval", "do_predict", "benchmark", "export_onnx")
 
 
@@ -71,6 +73,8 @@ def check_args(args: argparse.Namespace) -> Task:
         raise UserError(f"--data_dir {args.data_dir}: no such directory")
     if args.dev_share is not None:
         _check_dev_share(args)
+    if given_answers(args):
+        _check_answers(args, task)
     if trains(args):
         _check_training(args, task)
     _check_deliveries(args, task)
@@ -87,6 +91,39 @@ def _check_dev_share(args: argparse.Namespace) -> None:
                 f"--dev_share {args.dev_share}: there is a dev set, {path}; leave the flag out, or "
                 "move the file away"
             )
+
+
+def given_answers(args: argparse.Namespace) -> list[Path]:
+    """Return the files that hold the teacher's answers, if any are given."""
+    return args.teacher_logits or args.teacher_probabilities or []
+
+
+def _check_answers(args: argparse.Namespace, task: Task) -> None:
+    """Check what --teacher_logits or --teacher_probabilities go with, and that files are there."""
+    if args.teacher_logits and args.teacher_probabilities:
+        raise UserError("--teacher_logits and --teacher_probabilities: give one of them")
+    flag = "--teacher_logits" if args.teacher_logits else "--teacher_probabilities"
+    if not args.pred_distill or args.hard_labels:
+        raise UserError(
+            f"{flag} belongs to --pred_distill: layers are learnt from a model, and --hard_labels "
+            "from nobody's answers"
+        )
+    if task.kind.reads != "rows":
+        raise UserError(
+            f"{flag}: {task.name} has more than one answer a text; give a --teacher_model"
+        )
+    if args.teacher_probabilities and not task.kind.names_labels:
+        raise UserError(f"{flag}: a score has no probability; give the scores by --teacher_logits")
+    if args.teacher_probabilities and args.prediction_loss == "mse":
+        raise UserError(
+            "--prediction_loss mse compares logits, which probabilities are not; give ce or kl"
+        )
+    for path in given_answers(args):
+        if not path.is_file():
+            raise UserError(f"{flag} {path}: no such file")
+        if path.suffix.lower() not in ANSWER_ENDINGS:
+            endings = ", ".join(ANSWER_ENDINGS)
+            raise UserError(f"{flag} {path}: unknown kind of file; allowed are {endings}")
 
 
 def _check_deliveries(args: argparse.Namespace, task: Task) -> None:
@@ -242,7 +279,7 @@ def _check_values(args: argparse.Namespace) -> None:
 
 
 def _check_training(args: argparse.Namespace, task: Task) -> None:
-    if args.teacher_model is None and needs_teacher(args):
+    if args.teacher_model is None and asks_teacher(args):
         raise UserError(
             "--teacher_model is needed for distillation: a model fine-tuned on the task (make one "
             "with --finetune); --finetune, --do_eval and --do_predict need none"
@@ -287,6 +324,11 @@ def _check_transfer_file(args: argparse.Namespace, task: Task) -> None:
 def needs_teacher(args: argparse.Namespace) -> bool:
     """Say whether the training learns from a teacher."""
     return not args.finetune and not (args.pred_distill and args.hard_labels)
+
+
+def asks_teacher(args: argparse.Namespace) -> bool:
+    """Say whether the training learns from a teacher whose answers are not in a file."""
+    return needs_teacher(args) and not given_answers(args)
 
 
 def learns_task(args: argparse.Namespace) -> bool:

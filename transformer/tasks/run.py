@@ -22,7 +22,7 @@ from transformer.runtime.fingerprint import Fingerprint
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import load_classifier
 from transformer.tasks.metrics import Results, chance_score, is_better, worst_score
-from transformer.tasks.options import learns_task, needs_teacher, stage_of
+from transformer.tasks.options import given_answers, learns_task, needs_teacher, stage_of
 from transformer.tasks.results import DevSet, evaluate, evaluate_with_answers
 from transformer.tasks.table import TASK_FLAGS, Task
 from transformer.tokenization import BertTokenizer
@@ -104,8 +104,11 @@ class Run:
     def what_decides(self, plan: RunPlan) -> Fingerprint:
         """Return the fingerprint of the training."""
         job, args = self.job, self.args
+        kind = "probabilities" if args.teacher_probabilities else "logits"
+        answers = [f"{kind} {file_digest(path)}" for path in given_answers(args)]
         return training_fingerprint(
             *(args, DECISIVE, plan, self.runtime),
+            **({"teacher_answers": answers} if answers else {}),
             student=job.student.fingerprint,
             teacher=job.teacher and job.teacher.fingerprint,
             tokenizer=job.tokenizer.fingerprint,

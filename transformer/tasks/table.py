@@ -301,6 +301,12 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         "--best_metric",
         help="the metric that chooses the best model, such as acc, macro_f1, corr",
     )
+    _add_file_arguments(group)
+
+
+def _add_file_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add the flags that say where a task's rows are and how its files are read."""
+    add = group.add_argument
     add(
         "--train_file",
         help="in the data directory; .tsv, .csv, .jsonl or .json (JSON lines)",
