@@ -23,10 +23,12 @@ from typing import Any
 import torch
 
 from transformer.augmentation.algorithm import AugmentationConfig, Augmenter
+from transformer.augmentation.answered import AnsweredRows
 from transformer.augmentation.glove import find_source, load_word_vectors, nearest_words
 from transformer.augmentation.masked_lm import MaskedLM
 from transformer.augmentation.parts import Parts, beside
 from transformer.augmentation.rows import (
+    Reader,
     augment_block,
     merge_notes,
     read_blocks,
@@ -51,7 +53,6 @@ from transformer.runtime.progress import Progress, printable
 from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
 from transformer.runtime.script import ScriptParser, file_path, run_script
 from transformer.tasks.files import RowReader, require_file
-from transformer.tasks.kinds import TOKEN_LABELS
 from transformer.tasks.table import TASK_FLAGS, Task, add_task_arguments, resolve_task
 from transformer.tokenization import BasicTokenizer
 
@@ -202,7 +203,7 @@ def only_recombines(args: argparse.Namespace) -> bool:
     return bool(args.recombine) and not (args.pretrained_bert_model or args.glove_embs)
 
 
-def open_input(args: argparse.Namespace, task: Task) -> RowReader:
+def open_input(args: argparse.Namespace, task: Task) -> Reader:
     """Return the reader of the task's training file, and set `args.output` if not given."""
     directory = args.data_dir or args.glue_dir / task.directory
     if not directory.is_dir():
@@ -221,15 +222,18 @@ def open_input(args: argparse.Namespace, task: Task) -> RowReader:
     return reader
 
 
-def open_rows(args: argparse.Namespace, path: Path, task: Task) -> RowReader | TaggedRows:
-    """Return the reader of a file by the kind of the task."""
-    if task.kind is not TOKEN_LABELS:
-        if args.swap_entities:
-            raise UserError(f"--swap_entities: {task.name} has no entities")
+def open_rows(args: argparse.Namespace, path: Path, task: Task) -> Reader:
+    """Return the reader of a file by what the task reads."""
+    reads = task.kind.reads
+    if args.swap_entities and reads != "sentences":
+        raise UserError(f"--swap_entities: {task.name} has no entities")
+    if reads == "rows":
         return RowReader(path, task, task.train, errors=args.errors)
     for flag in ("original_spacing", "recombine"):
         if getattr(args, flag):
-            raise UserError(f"--{flag}: {task.name} has tags of words, which it would part")
+            raise UserError(f"--{flag}: {task.name} has labels within its texts, which would part")
+    if reads == "questions":
+        return AnsweredRows(path, task, errors=args.errors)
     return TaggedRows(path, task, errors=args.errors, swap=args.swap_entities)
 
 
@@ -296,7 +300,7 @@ def what_decides(
 def plan_blocks(
     args: argparse.Namespace,
     parts: Parts,
-    reader: RowReader,
+    reader: Reader,
     augmenter: Augmenter,
     device: torch.device,
 ) -> dict[str, Any]:
@@ -320,7 +324,7 @@ def augment(
     args: argparse.Namespace,
     parts: Parts,
     sizes: list[int],
-    reader: RowReader,
+    reader: Reader,
     augmenter: Augmenter,
     runtime: Runtime,
 ) -> None:
@@ -348,7 +352,7 @@ def augment(
                 progress.update(rows, **{"sentences/s": rate})
 
 
-def finish(args: argparse.Namespace, parts: Parts, plan: dict[str, Any], reader: RowReader) -> None:
+def finish(args: argparse.Namespace, parts: Parts, plan: dict[str, Any], reader: Reader) -> None:
     """Join the blocks of all processes, keep the arguments, tell what was made."""
     sizes = plan["blocks"]
     parts.wait_for(len(sizes))
@@ -371,7 +375,7 @@ def finish(args: argparse.Namespace, parts: Parts, plan: dict[str, Any], reader:
 def run(
     args: argparse.Namespace,
     parts: Parts,
-    reader: RowReader,
+    reader: Reader,
     checkpoint: Checkpoint | None,
     runtime: Runtime,
 ) -> None:

@@ -7,6 +7,7 @@ with. The tables here hold the differences, so that a text has the same pieces e
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from bisect import bisect_right
 
@@ -111,3 +112,59 @@ def is_cjk(char: str) -> bool:
 def lower(char: str) -> str:
     """Return `char` in lower case, without looking at its neighbours (no final sigma)."""
     return _CAPITALS.get(char) or char.lower()
+
+
+# ------------------------------------------------------------------------------ tokens of a text
+
+
+class _Kinds(dict[int, str]):
+    """Map a code point to one letter for its kind; a table for `str.translate`."""
+
+    def __missing__(self, code_point: int) -> str:
+        kind = self[code_point] = self._kind(chr(code_point))
+        return kind
+
+    @staticmethod
+    def _kind(char: str) -> str:
+        if is_blank(char):
+            return " "
+        if is_removed(char):
+            return "r"
+        if is_cjk(char):
+            return "c"
+        if is_punctuation(char):
+            return "p"
+        # subtle: also the spacing vowel signs of Indic scripts, which `is_mark` leaves out.
+        if unicodedata.category(char).startswith("M"):
+            return "m"
+        # str.isalpha is true for the letters of every script, and for nothing else.
+        return "l" if char.isalpha() else "x"
+
+
+_KINDS = _Kinds()
+
+# subtle: ASCII letters stand for kinds here, so a character that is removed stays within its token.
+_TOKEN = re.compile("[lmrx]+|c|p")
+
+_ONLY_REMOVED = re.compile("r*")
+
+
+def kinds_of(text: str) -> str:
+    """Return one letter for each character: l letter, m mark, c Chinese, p punctuation, x other.
+
+    r stands for a character that is removed, a blank for a blank.
+    """
+    return text.translate(_KINDS)
+
+
+def token_spans(kinds: str) -> tuple[tuple[int, int], ...]:
+    """Return (start, end) of what BERT's text normalisation splits a text into, from its kinds.
+
+    >>> token_spans(kinds_of("It's 雨!"))
+    ((0, 2), (2, 3), (3, 4), (5, 6), (6, 7))
+    """
+    return tuple(
+        match.span()
+        for match in _TOKEN.finditer(kinds)
+        if not _ONLY_REMOVED.fullmatch(match.group())
+    )

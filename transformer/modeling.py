@@ -525,11 +525,13 @@ class TinyBertForTokenClassification(TinyBertForPreTraining):
     """A classifier of tokens, for entities and other tags: the head reads the last layer."""
 
     per_token = True
+    head_name = "classifier"  # as the published checkpoints have it
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
         self.dropout = head_dropout(config)
-        self.classifier = _linear(config, config.hidden_size, config.num_labels)
+        head = _linear(config, config.hidden_size, config.num_labels)
+        self.add_module(self.head_name, head)
 
     def forward(
         self,
@@ -545,5 +547,17 @@ class TinyBertForTokenClassification(TinyBertForPreTraining):
         output = super().forward(input_ids, token_type_ids, attention_mask, **options)
         if not classify:
             return output
-        logits = self.classifier(self.dropout(output.hidden_states[-1]))
+        head = getattr(self, self.head_name)
+        logits = head(self.dropout(output.hidden_states[-1]))
         return BertOutput(logits) if only_logits else output._replace(logits=logits)
+
+
+class TinyBertForQuestionAnswering(TinyBertForTokenClassification):
+    """Say of each token whether an answer begins and whether it ends there: logits (B, T, 2)."""
+
+    head_name = "qa_outputs"
+
+    @property
+    def classifier(self) -> nn.Module:
+        """Return the head, by the name that those of other models have."""
+        return self.qa_outputs

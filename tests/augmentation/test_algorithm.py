@@ -17,7 +17,8 @@ from transformer.tokenization import BasicTokenizer, BertTokenizer
 def variants_of(text: str, candidates: dict[int, list[str]], seed: int = 1, **config) -> list[str]:
     """Make variants with given candidates."""
     augmenter = Augmenter(AugmentationConfig(**config), BasicTokenizer())
-    return augmenter.variants(augmenter.find_words(text), candidates, random.Random(seed))
+    made = augmenter.variants(augmenter.find_words(text), candidates, random.Random(seed))
+    return [variant.text for variant in made]
 
 
 def test_what_is_not_replaced_stays_as_written() -> None:
@@ -125,7 +126,7 @@ def test_original_spacing_writes_tokens_and_blanks(augmenter: Augmenter) -> None
     text = augmenter.find_words("Bob's HORSE: Caf\u00e9!")
     found = {3: augmenter.candidates([text])[0][3]}
     assert found == {3: ["pony", "donkey"]}
-    made = augmenter.variants(text, found, random.Random(0))
+    made = [each.text for each in augmenter.variants(text, found, random.Random(0))]
     assert sorted(made) == ["bob ' s donkey : cafe !", "bob ' s pony : cafe !"]
     assert augmenter.variants(augmenter.find_words(""), {}, random.Random(0)) == []
     augmenter.neighbours = {"Oslo": ["Bergen", "bergen", "Voss"]}

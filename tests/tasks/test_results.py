@@ -26,9 +26,9 @@ from transformer.tasks.results import (
     evaluate,
     warn_of_chance,
     write_dev_results,
-    write_predictions,
 )
 from transformer.tasks.table import TASKS, Source, Task
+from transformer.tasks.token_cache import write_predictions
 from transformer.training.batches import collate
 from transformer.training.inference import predict_logits
 from transformer.training.packed import PackedDataset, PackedWriter

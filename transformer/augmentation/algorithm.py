@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,6 +43,13 @@ class AugmentationConfig:
     candidates: int = 15
     probability: float = 0.4
     original_spacing: bool = False
+
+
+class Variant(NamedTuple):
+    """A variant of a text, and the words in it that are new, by number of token."""
+
+    text: str
+    choice: Mapping[int, str]
 
 
 @dataclass
@@ -110,18 +118,18 @@ class Augmenter:
 
     def variants(
         self, text: Text, candidates: Mapping[int, Sequence[str]], rng: random.Random
-    ) -> list[str]:
+    ) -> list[Variant]:
         """Return up to N different variants of `text`, none equal to it, in the order drawn."""
         fixed, gaps = self._as_written(text)
         unchanged = _join(fixed, gaps, {})
         probability, wanted = self.config.probability, self.config.variants
         seen = {text.text, unchanged}
-        made: list[str] = []
+        made: list[Variant] = []
         for choice in _choices(candidates, probability, wanted, rng):
             variant = _join(fixed, gaps, choice)
             if variant not in seen:
                 seen.add(variant)
-                made.append(variant)
+                made.append(Variant(variant, choice))
                 if len(made) == wanted:
                     break
         return made

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer.augmentation.algorithm import Augmenter
+from transformer.augmentation.answered import AnsweredRows
 from transformer.augmentation.glove import WordVectors
 from transformer.augmentation.recombine import recombine
 from transformer.augmentation.tagged import TaggedRows
@@ -26,6 +27,8 @@ BLOCK_ROWS, BLOCK_CHARACTERS = 256, 16_384
 
 EXAMPLES = 10
 
+Reader = RowReader | TaggedRows | AnsweredRows
+
 COLUMN_WIDTH = 56  # of the table of examples
 
 
@@ -38,7 +41,7 @@ class Block:
     left_out: list[tuple[int, Cells]] = field(default_factory=list)
 
 
-def read_blocks(reader: RowReader) -> Iterator[Block]:
+def read_blocks(reader: Reader) -> Iterator[Block]:
     """Yield the file in blocks; nothing else of it is in memory.
 
     Args:
@@ -60,12 +63,12 @@ def read_blocks(reader: RowReader) -> Iterator[Block]:
         yield block
 
 
-def find_texts(reader: RowReader | TaggedRows, augmenter: Augmenter, cells: Cells) -> list[Text]:
+def find_texts(reader: Reader, augmenter: Augmenter, cells: Cells) -> list[Text]:
     """Return the texts of a row with the words that may be replaced."""
     texts = [augmenter.find_words(text) for text in reader.texts(cells)]
-    if isinstance(reader, TaggedRows):
-        texts = [reader.outside_entities(cells, text) for text in texts]
-    return texts
+    if isinstance(reader, RowReader):
+        return texts
+    return [reader.replaceable(cells, column, text) for column, text in enumerate(texts)]
 
 
 @dataclass
@@ -78,7 +81,7 @@ class Survey:
 
 
 def survey_rows(
-    reader: RowReader, augmenter: Augmenter, vectors: WordVectors | None, report: Path
+    reader: Reader, augmenter: Augmenter, vectors: WordVectors | None, report: Path
 ) -> Survey:
     """Read a file once; copy rows that cannot be used, each after its line number, to `report`."""
     survey = Survey([], 0, set())
@@ -106,7 +109,7 @@ class AugmentedBlock:
 
 
 def augment_block(
-    block: Block, reader: RowReader, augmenter: Augmenter, seed: int, share: float = 0.0
+    block: Block, reader: Reader, augmenter: Augmenter, seed: int, share: float = 0.0
 ) -> AugmentedBlock:
     """Return every row of a block, followed by its variants: those of the first text, then those
     of the second, the other text and all other cells as they are; then by recombined rows.
@@ -128,16 +131,17 @@ def augment_block(
             variants = augmenter.variants(text, next(candidates), rng)
             written = [each.text for each in pair]
             for variant in variants:
-                written[column] = variant
-                row = reader.with_texts(cells, tuple(written))
-                if isinstance(reader, TaggedRows):
-                    row = reader.swap_entities(row, swaps)
+                if isinstance(reader, RowReader):
+                    written[column] = variant.text
+                    row = reader.with_texts(cells, tuple(written))
+                else:
+                    row = reader.variant(cells, column, text, variant, swaps)
                 result.lines.append(reader.format_row(row))
             _count(result, augmenter, len(variants))
             if variants:
                 # Examples are those of the smallest checksum: a choice that no order changes.
                 rank = zlib.crc32(f"{seed}:{number}:{column}".encode())
-                result.examples.append((rank, text.text, variants[0]))
+                result.examples.append((rank, text.text, variants[0].text))
         rng = random.Random(f"{seed}:{number}:recombine")
         wanted = int(share) + (rng.random() < share % 1)
         new_rows = recombine(number - block.first, texts, wanted, rng) if wanted else []

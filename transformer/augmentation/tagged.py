@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
+from transformer.augmentation.algorithm import Variant
 from transformer.augmentation.words import Text
-from transformer.tasks.files import LeftOut, Row
+from transformer.tasks.files import Row
 from transformer.tasks.metrics import entities
 from transformer.tasks.sentences import Sentence, SentenceReader
 from transformer.tasks.table import Task
@@ -30,7 +31,6 @@ class TaggedRows:
 
     def __init__(self, path: Path, task: Task, *, errors: str, swap: float) -> None:
         self.path, self.swap = path, swap
-        self.left_out: dict[str, LeftOut] = {}
         self._reader = SentenceReader(path, task, errors=errors)
 
     def every_row(self) -> Iterator[Row]:
@@ -41,7 +41,7 @@ class TaggedRows:
         """Return the words with blanks between them."""
         return (" ".join(word.replace(" ", NO_BREAK) for word in cells.words),)
 
-    def outside_entities(self, cells: Sentence, text: Text) -> Text:
+    def replaceable(self, cells: Sentence, column: int, text: Text) -> Text:
         """Return the text without those of its words that stand in an entity."""
         inside = {
             place for _, first, last in entities(cells.tags) for place in range(first, last + 1)
@@ -58,6 +58,12 @@ class TaggedRows:
             for word, part in zip(cells.words, new, strict=True)
         ]
         return cells._replace(words=words)
+
+    def variant(
+        self, cells: Sentence, column: int, text: Text, variant: Variant, rng: random.Random
+    ) -> Sentence:
+        """Return the sentence with the words of a variant, and some other entities."""
+        return self.swap_entities(self.with_texts(cells, (variant.text,)), rng)
 
     def swap_entities(self, cells: Sentence, rng: random.Random) -> Sentence:
         """Return the sentence with some entities replaced by others of their type in the file."""

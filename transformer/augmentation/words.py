@@ -7,7 +7,6 @@ punctuation and Chinese characters. A word is a token of letters that is not a s
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -58,38 +57,7 @@ class Text(NamedTuple):
     words: tuple[Word, ...]
 
 
-class _Kinds(dict[int, str]):
-    """Map a code point to one letter for its kind; a table for `str.translate`."""
-
-    def __missing__(self, code_point: int) -> str:
-        kind = self[code_point] = self._kind(chr(code_point))
-        return kind
-
-    @staticmethod
-    def _kind(char: str) -> str:
-        if characters.is_blank(char):
-            return " "
-        if characters.is_removed(char):
-            return "r"
-        if characters.is_cjk(char):
-            return "c"
-        if characters.is_punctuation(char):
-            return "p"
-        # subtle: also the spacing vowel signs of Indic scripts, which `is_mark` leaves out.
-        if unicodedata.category(char).startswith("M"):
-            return "m"
-        # str.isalpha is true for the letters of every script, and for nothing else.
-        return "l" if char.isalpha() else "x"
-
-
-_KINDS = _Kinds()
-
-# subtle: ASCII letters stand for kinds here, so a character that is removed stays within its token.
-_TOKEN = re.compile("[lmrx]+|c|p")
-
 _LETTERS = re.compile("[rm]*l[lmr]*|c")
-
-_ONLY_REMOVED = re.compile("r*")
 
 
 def find_words(text: str, stop_words: Collection[str] = STOP_WORDS) -> Text:
@@ -100,12 +68,8 @@ def find_words(text: str, stop_words: Collection[str] = STOP_WORDS) -> Text:
 
     Example: "It's 3 o'clock, 雨!" has the tokens It ' s 3 o ' clock , 雨 ! and the words clock, 雨.
     """
-    kinds = text.translate(_KINDS)
-    spans = tuple(
-        match.span()
-        for match in _TOKEN.finditer(kinds)
-        if not _ONLY_REMOVED.fullmatch(match.group())
-    )
+    kinds = characters.kinds_of(text)
+    spans = characters.token_spans(kinds)
     words = []
     for number, (start, end) in enumerate(spans):
         if (

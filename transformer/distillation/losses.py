@@ -226,3 +226,30 @@ def over_tagged_tokens(
         batch._replace(labels=batch.labels[tagged], flags=flags),
         counts._replace(examples=counts.tagged),
     )
+
+
+def over_span_ends(
+    loss: Callable[..., Tensor],
+    student: Tensor,
+    teacher: Tensor | None,
+    batch: Batch,
+    counts: LossCounts,
+) -> Tensor:
+    """Return a loss of texts as one of spans, whose classes are the real tokens of a sequence.
+
+    It is the mean of that of where a span begins and that of where it ends.
+
+    Args:
+        student, teacher: logits, (B, T, 2).
+        batch: its labels are the two tokens, (B, 2).
+    """
+    padding = ~batch.attention_mask
+    total = torch.zeros((), device=student.device)
+    for side in (0, 1):
+        own, other = (
+            None if logits is None else logits[..., side].float().masked_fill(padding, MASKED_SCORE)
+            for logits in (student, teacher)
+        )
+        labels = None if batch.labels is None else batch.labels[:, side]
+        total = total + loss(own, other, batch._replace(labels=labels), counts) / 2
+    return total

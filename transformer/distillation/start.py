@@ -150,6 +150,8 @@ def copy_layers(
     parts = ["bert.embeddings"]
     if student.bert.pooler is not None and type(student.bert.pooler) is type(teacher.bert.pooler):
         parts += ["bert.pooler", "classifier"]
+    if getattr(student, "per_token", False):
+        parts.append(student.head_name)
     others = dict(teacher.named_parameters())
     left = []
     with torch.no_grad():

@@ -122,7 +122,7 @@ def load_classifier(
         config_changes=changes,
     )
     report.log()
-    if "classifier" in checkpoint.groups:
+    if task.kind.parts[-1] in checkpoint.groups:
         _match_classifier(model, task, f"{whose} {checkpoint}", need_classifier)
     return model
 
@@ -167,7 +167,7 @@ def _classifier_changes(
     checkpoint: Checkpoint, task: Task, changes: dict[str, Any]
 ) -> dict[str, Any]:
     """Return `changes`, and the task's labels for a classifier that begins anew."""
-    has_classifier = "classifier" in checkpoint.groups
+    has_classifier = task.kind.parts[-1] in checkpoint.groups
     return changes if has_classifier else {**task.kind.config(task), **changes}
 
 

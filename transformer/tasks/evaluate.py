@@ -27,7 +27,7 @@ from transformer.tasks.benchmark import (
     subject_of,
 )
 from transformer.tasks.classifiers import check_task_fits, load_classifier
-from transformer.tasks.files import RowReader, find_file
+from transformer.tasks.files import find_file
 from transformer.tasks.job import (
     load_teacher,
     open_checkpoint,
@@ -36,7 +36,6 @@ from transformer.tasks.job import (
     token_cache,
     with_known_labels,
 )
-from transformer.tasks.kinds import TOKEN_LABELS
 from transformer.tasks.metrics import Results
 from transformer.tasks.onnx_export import GraphModel, export_onnx, make_graph, quantize
 from transformer.tasks.options import (
@@ -51,11 +50,9 @@ from transformer.tasks.results import (
     evaluate,
     results_table,
     write_dev_results,
-    write_predictions,
 )
-from transformer.tasks.sentences import SentenceReader, write_tags
 from transformer.tasks.table import Source, Task
-from transformer.tasks.token_cache import TokenCache
+from transformer.tasks.token_cache import INPUTS, TokenCache
 from transformer.training.inference import predict_logits
 from transformer.training.loop import compile_forward
 
@@ -153,7 +150,8 @@ def _predict(delivery: Delivery) -> None:
     for source in delivery.task.test:
         path = find_file(delivery.args.data_dir, source)
         if path is None:
-            logger.warning("%s: no such file; there is no %s.tsv", source.file, source.name)
+            target = prediction_file(delivery.args.output_dir, delivery.task, source)
+            logger.warning("%s: no such file; there is no %s", source.file, target.name)
         else:
             _predict_file(delivery, path, source)
 
@@ -162,22 +160,11 @@ def _predict_file(delivery: Delivery, path: Path, source: Source) -> None:
     args, task = delivery.args, delivery.task
     dataset = delivery.cache.open(path, task, source, labelled=False)
     logits = predict_logits(delivery.model, dataset, args.eval_batch_size, delivery.runtime)
-    if not delivery.runtime.is_main:
-        return
-    target = prediction_file(args.output_dir, source)
-    if task.kind is TOKEN_LABELS:
-        logits, labels = task.kind.answers(dataset, logits)
-        tags, _ = task.kind.compare(task, logits, labels)
-        write_tags(target, SentenceReader(path, task, need_tags=False, errors=args.errors), tags)
-        logger.info("%s: the tags of %d sentences", target, len(tags))
-        return
-    reader = RowReader(*(path, task, source), need_label=False, keep_all=True, errors=args.errors)
-    indices = [
-        str(number) if reader.index_key is None else row.cells[reader.index_key]
-        for number, row in enumerate(reader)
-    ]
-    write_predictions(target, indices, task.kind.cells(task, logits))
-    logger.info("%s: %d predictions", target, len(indices))
+    if delivery.runtime.is_main:
+        data = INPUTS[task.kind.reads](path, task, source, labelled=False, errors=args.errors)
+        target = prediction_file(args.output_dir, task, source)
+        count = data.write_predictions(target, dataset, logits)
+        logger.info("%s: what is predicted for %d %s", target, count, data.unit)
 
 
 def _graph(delivery: Delivery) -> bytes | None:

@@ -29,7 +29,7 @@ class Kind:
     """
 
     name: str  # as messages say it
-    problem_type: str  # as config.json says it
+    problem_type: str = ""  # as config.json says it
     metrics: tuple[str, ...]  # of a task that is not in the table
     best_metric: str
     allowed_metrics: tuple[str, ...]
@@ -38,6 +38,7 @@ class Kind:
     reads = "rows"  # what its files hold: rows, sentences or questions
     gold = "ce"  # the loss against gold labels: cross-entropy, binary cross-entropy, squared error
     taught_by = ""  # the loss against the teacher's logits; "" leaves it to --prediction_loss
+    losses: tuple[str, ...] = ("ce", "kl", "mse")  # that --prediction_loss may name
     head = "TinyBertForSequenceClassification"  # in modeling.py
     parts: tuple[str, ...] = ("encoder", "pooler", "classifier")  # that a trained model has
 
@@ -279,9 +280,67 @@ class TokenLabels(Kind):
         return partial(over_tagged_tokens, loss)
 
 
+class Spans(Kind):
+    """The part of a context that answers a question: where it begins and ends, or nowhere.
+
+    What is scored comes as the logits of all tokens, (M, 2), and the store that they are of.
+    """
+
+    name = "question-answering"
+    metrics = ("exact_match", "answer_f1")
+    best_metric = "answer_f1"
+    allowed_metrics = metrics
+    names_labels = False
+    reads = "questions"
+    head = "TinyBertForQuestionAnswering"
+    parts = ("encoder", "span")
+    losses = ("ce", "kl")
+
+    def output_names(self, task: Task) -> tuple[str, ...]:
+        return ("start", "end")
+
+    def answers(self, dataset: PackedDataset, logits: np.ndarray) -> tuple[Any, Any]:
+        return logits, dataset
+
+    def compare(self, task: Task, logits: np.ndarray, labels: PackedDataset) -> tuple[Any, Any]:
+        """Return what is found for each question, and the texts of its answers."""
+        from transformer.tasks.questions import best_answers  # which reads tasks
+
+        return best_answers(labels, logits, task), [held for *_, held in labels.meta["questions"]]
+
+    def details(self, predictions: Any, truth: Any) -> dict[str, float]:
+        """Return the scores of questions with and without an answer, and the best threshold."""
+        from transformer.tasks.metrics import no_answer_scores
+
+        return no_answer_scores(predictions, truth) if not all(truth) else {}
+
+    def loss(self, logits: np.ndarray, labels: PackedDataset) -> float:
+        """Return the cross-entropy of beginning and end, mean over windows and both."""
+        starts, lengths = labels.offsets[:-1], np.diff(labels.offsets)
+        largest = np.maximum.reduceat(logits, starts)
+        shifted = logits.astype(float) - np.repeat(largest, lengths, 0)
+        total = np.log(np.add.reduceat(np.exp(shifted), starts))
+        places = starts[:, None] + np.asarray(labels.labels, np.int64)
+        return float((total - np.take_along_axis(shifted, places, 0)).mean())
+
+    def constant_logits(self, task: Task, labels: PackedDataset) -> Iterator[np.ndarray]:
+        """Yield the logits of a model that finds no answer, or the first token if it must."""
+        logits = np.zeros((labels.tokens, 2), np.float32)
+        logits[labels.offsets[:-1]] = 1
+        yield logits
+
+    def over_answers(self, loss: Loss) -> Loss:
+        from transformer.distillation.losses import over_span_ends  # torch: not for --help
+
+        return partial(over_span_ends, loss)
+
+    def config(self, task: Task) -> dict[str, Any]:
+        return {"id2label": dict(enumerate(self.output_names(task))), "problem_type": None}
+
+
 CLASSIFICATION, REGRESSION = Classification(), Regression()
-MULTI_LABEL, TOKEN_LABELS = MultiLabel(), TokenLabels()
-KINDS = (CLASSIFICATION, REGRESSION, MULTI_LABEL, TOKEN_LABELS)
+MULTI_LABEL, TOKEN_LABELS, SPANS = MultiLabel(), TokenLabels(), Spans()
+KINDS = (CLASSIFICATION, REGRESSION, MULTI_LABEL, TOKEN_LABELS, SPANS)
 
 
 def check_labels_flag(kind: Kind, labels: list[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -155,9 +157,94 @@ def word_accuracy(predictions: Tags, labels: Tags) -> float:
     return sum(pairs) / max(len(pairs), 1)
 
 
+# ------------------------------------------------------------------------------------- answers
+
+# What has a member `text`, for each question; and the texts of its answers, none if it has none.
+Answers = Sequence[Any]
+Truth = Sequence[Sequence[str]]
+
+
+def normalise_answer(text: str) -> str:
+    """Return an answer as SQuAD compares it: lower case, no punctuation, articles or extra blanks.
+
+    >>> normalise_answer("The U.S. , an  answer")
+    'us answer'
+    """
+    bare = "".join(char for char in text.lower() if char not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def is_exact(answer: str, wanted: str) -> float:
+    """Return 1.0 if two answers are the same as SQuAD compares them, else 0.0."""
+    return float(normalise_answer(answer) == normalise_answer(wanted))
+
+
+def token_f1(answer: str, wanted: str) -> float:
+    """Return the F1 of the words of an answer; without any word on one side, whether they agree."""
+    ours, theirs = normalise_answer(answer).split(), normalise_answer(wanted).split()
+    if not ours or not theirs:
+        return float(ours == theirs)
+    both = (Counter(ours) & Counter(theirs)).total()
+    return 2 * both / (len(ours) + len(theirs))
+
+
+def best_score(metric: Callable[[str, str], float], answer: str, wanted: Sequence[str]) -> float:
+    """Return the score against the gold answer that suits best, or against no answer.
+
+    As the official evaluation of SQuAD 2.0, gold answers of which nothing is left do not count.
+    """
+    return max(metric(answer, each) for each in _with_words(wanted))
+
+
+def _with_words(wanted: Sequence[str]) -> Sequence[str]:
+    return [each for each in wanted if normalise_answer(each)] or [""]
+
+
+def _mean_answer_score(metric: Callable[[str, str], float]) -> Callable[[Answers, Truth], float]:
+    """Return the metric that is the mean of another over questions."""
+
+    def mean(predictions: Answers, truth: Truth) -> float:
+        pairs = zip(predictions, truth, strict=True)
+        scores = [best_score(metric, found.text, wanted) for found, wanted in pairs]
+        return sum(scores) / max(len(scores), 1)
+
+    return mean
+
+
+def no_answer_scores(predictions: Answers, truth: Truth) -> dict[str, float]:
+    """Return the scores of questions with and without an answer, and those at the best threshold.
+
+    Args:
+        predictions: with members `text`, `span` (the best one, whatever `text` is) and `no_answer`
+            (the higher, the less is `span` believed).
+    """
+    results: dict[str, float] = {}
+    pairs = list(zip(predictions, truth, strict=True))
+    for name, metric in (("exact_match", is_exact), ("answer_f1", token_f1)):
+        for kind, chosen in (
+            ("has_answer", [pair for pair in pairs if pair[1]]),
+            ("no_answer", [pair for pair in pairs if not pair[1]]),
+        ):
+            scores = [best_score(metric, found.text, wanted) for found, wanted in chosen]
+            if scores:
+                results[f"{kind}_{name}"] = sum(scores) / len(scores)
+        # Beginning with "no answer" for all, believe one span after the other, the surest first.
+        score = best = sum(not wanted for _, wanted in pairs)
+        threshold = -math.inf
+        for found, wanted in sorted(pairs, key=lambda pair: pair[0].no_answer):
+            score += best_score(metric, found.span, wanted) if wanted else -bool(found.span)
+            if score > best:
+                best, threshold = score, found.no_answer
+        results[f"best_{name}"] = best / len(pairs)
+        if math.isfinite(threshold):
+            results[f"best_{name}_threshold"] = threshold
+    return results
+
+
 # Each function takes predictions and labels as the kind of the task compares them: numbers of
 # labels (N,), for a regression floats, for several labels a text 0 and 1 (N, C), for tags the tags
-# of each sentence. The second entry says whether a higher value is the better one.
+# of each sentence, for questions `Answers` and `Truth`. The second entry says whether a higher
+# value is the better one.
 METRICS: dict[str, tuple[Callable[[Any, Any], float], bool]] = {
     "acc": (accuracy, True),
     "f1": (f1, True),
@@ -175,6 +262,8 @@ METRICS: dict[str, tuple[Callable[[Any, Any], float], bool]] = {
     "entity_recall": (_entity_score(1), True),
     "entity_f1": (_entity_score(2), True),
     "word_acc": (word_accuracy, True),
+    "exact_match": (_mean_answer_score(is_exact), True),
+    "answer_f1": (_mean_answer_score(token_f1), True),
 }
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from transformer.distillation.start import check_start_arguments
 from transformer.files import EnvironmentFault, UserError
 from transformer.tasks.files import find_file, require_file
-from transformer.tasks.kinds import TOKEN_LABELS
 from transformer.tasks.table import Source, Task, resolve_task
 from transformer.tasks.token_cache import file_name
 from transformer.training.options import check_training_arguments
@@ -134,9 +133,9 @@ def _check_deliveries(args: argparse.Namespace, task: Task) -> None:
     if args.do_eval or args.benchmark:
         require_file(args.data_dir, task.dev[0], "the evaluation")
     if args.do_predict:
-        kind = TAGS if task.kind is TOKEN_LABELS else PREDICTIONS
+        kind = PREDICTIONS[task.kind.reads]
         for source in task.test:
-            _check_target("--do_predict", prediction_file(args.output_dir, source), kind)
+            _check_target("--do_predict", prediction_file(args.output_dir, task, source), kind)
     if args.export_onnx:
         check_export(args.export_onnx, args.int8, args.output_dir)
     elif args.int8:
@@ -148,12 +147,15 @@ class FileKind(NamedTuple):
 
     what: str
     beginning: bytes
+    ending: str = ""
 
 
-PREDICTIONS = FileKind("predictions of this script", rb"index\tprediction\n")
-
-# A word and its tag; see `write_tags`.
-TAGS = FileKind("predicted tags", rb"[^\t\n]*\t[^\t\n]+\n")
+# Of a test set, by what the task reads.
+PREDICTIONS = {
+    "rows": FileKind("predictions of this script", rb"index\tprediction\n", ".tsv"),
+    "sentences": FileKind("predicted tags", rb"[^\t\n]*\t[^\t\n]+\n", ".tsv"),
+    "questions": FileKind("predicted answers", rb'\{\n "[^"\n]*": "', ".json"),
+}
 
 # A field with the version, then one with the exporter's name.
 ONNX_GRAPH = FileKind("an ONNX graph", rb"\x08.\x12.[ -~]+")
@@ -248,9 +250,9 @@ def _check_target(flag: str, path: Path, kind: FileKind) -> None:
         raise UserError(f"{flag} would replace {path}, which is not {kind.what}; move it away")
 
 
-def prediction_file(output_dir: Path, source: Source) -> Path:
+def prediction_file(output_dir: Path, task: Task, source: Source) -> Path:
     """Return where the predictions of a test set go."""
-    return output_dir / f"{file_name(source.name)}.tsv"
+    return output_dir / f"{file_name(source.name)}{PREDICTIONS[task.kind.reads].ending}"
 
 
 def _check_values(args: argparse.Namespace) -> None:
@@ -287,6 +289,13 @@ def _check_training(args: argparse.Namespace, task: Task) -> None:
     check_start_arguments(args)
     if args.teacher_model is None and args.init_from_teacher:
         raise UserError("--init_from_teacher needs --teacher_model")
+    allowed = () if args.original_soft_ce and "mse" not in task.kind.losses else task.kind.losses
+    if needs_teacher(args) and args.prediction_loss not in allowed:
+        flag = "--prediction_loss mse" if args.prediction_loss == "mse" else "--original_soft_ce"
+        raise UserError(
+            f"{flag}: {task.name} is a {task.kind.name} task, whose classes are the tokens of a "
+            "text; give --prediction_loss ce or kl"
+        )
     require_file(args.data_dir, task.dev[0], "choosing the best model")
     if args.transfer_file is not None:
         _check_transfer_file(args, task)

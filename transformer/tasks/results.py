@@ -108,13 +108,6 @@ def write_dev_results(
             write_results(output_dir.with_name(output_dir.name + dev.suffix), {**facts, **own})
 
 
-def write_predictions(path: Path, indices: Sequence[str], cells: Sequence[str]) -> None:
-    """Write a file for the leaderboard: the header "index prediction", then one row an example."""
-    with atomic_write(path) as file:
-        file.write("index\tprediction\n")
-        file.writelines(f"{index}\t{cell}\n" for index, cell in zip(indices, cells, strict=True))
-
-
 def results_table(title: str, rows: Mapping[str, Results]) -> str:
     """Return results as an aligned text table, one row a model."""
     keys = list(dict.fromkeys(key for results in rows.values() for key in results))

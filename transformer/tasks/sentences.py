@@ -25,7 +25,7 @@ import numpy as np
 from transformer.files import UserError, atomic_write
 from transformer.tasks.table import Source, Task
 from transformer.tokenization import BertTokenizer
-from transformer.training.packed import PackedWriter
+from transformer.training.packed import PackedDataset, PackedWriter
 
 logger = logging.getLogger(__name__)
 
@@ -339,6 +339,7 @@ class SentenceInput:
     delimiter = ""
 
     def __init__(self, path: Path, task: Task, source: Source, *, labelled: bool, errors: str):
+        self.task = task
         self.reader = open_sentences(path, task, need_tags=labelled, errors=errors)
         self.index = {tag: number for number, tag in enumerate(task.labels or ())}
         self.columns: dict[str, Any] = {"tags": True, "sources": True}
@@ -400,6 +401,13 @@ class SentenceInput:
     def reading(self, allow_short: bool) -> str:
         """Say what the file holds; every sentence is used."""
         return self.reader.summary
+
+    def write_predictions(self, target: Path, dataset: PackedDataset, logits: np.ndarray) -> int:
+        """Write every word with its predicted tag; return how many sentences there are."""
+        kind = self.task.kind
+        tags, _ = kind.compare(self.task, *kind.answers(dataset, logits))
+        write_tags(target, self.reader, tags)
+        return len(tags)
 
 
 def _sentence_hash(words: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformer.tasks.kinds import (
     CLASSIFICATION,
     MULTI_LABEL,
     REGRESSION,
+    SPANS,
     TOKEN_LABELS,
     Kind,
     check_labels_flag,
@@ -68,6 +70,11 @@ class Task:
     folder: str = ""  # under GLUE_DIR, where it is not the task's name
     bounds: tuple[float, float] | None = None  # of a regression's predictions
     aliases: tuple[str, ...] = ()  # other names that checkpoints give the labels, in their order
+    always_answered: bool = True  # every question has an answer in its context
+    doc_stride: int = 128  # of windows of a context, in tokens
+    max_query_length: int = 64  # of a question, in tokens
+    max_answer_length: int = 30  # of a predicted one, in tokens
+    null_threshold: float = 0.0  # what "no answer" must score above the best span
 
     @property
     def num_labels(self) -> int:
@@ -114,6 +121,24 @@ _PAIR = ("index", "sentence1", "sentence2", "label")
 _COLA = ("source", "label", "mark", "sentence")
 
 _SENTENCES = (".txt", ".conll", ".bio", ".tsv", ".jsonl", ".json")
+
+
+def _squad(name: str, version: str, *, always_answered: bool) -> Task:
+    return Task(
+        name=name,
+        kind=SPANS,
+        text=("question", "context"),
+        label="answers",
+        train=Source(f"train-v{version}.json"),
+        dev=(Source(f"dev-v{version}.json"),),
+        test=(Source(f"test-v{version}.json", name=name),),
+        metrics=SPANS.metrics,
+        best_metric=SPANS.best_metric,
+        epochs=10.0,
+        max_seq_length=384,
+        always_answered=always_answered,
+    )
+
 
 # The aliases are what Hugging Face's copies of the data sets call the labels, and many checkpoints.
 _ROWS = (
@@ -250,6 +275,8 @@ _ROWS = (
         best_metric="entity_f1",
         epochs=10.0,
     ),
+    _squad("SQuAD", "1.1", always_answered=True),
+    _squad("SQuAD2", "2.0", always_answered=False),
 )
 
 
@@ -261,10 +288,18 @@ def _key(name: str) -> str:
 TASKS = {_key(task.name): task for task in _ROWS}
 
 
+# Flags of questions with contexts, and the members of `Task` that they set.
+QUESTION_FLAGS = {
+    "doc_stride": "doc_stride",
+    "max_query_length": "max_query_length",
+    "max_answer_length": "max_answer_length",
+    "null_score_diff_threshold": "null_threshold",
+}
+
 # Flags of `add_task_arguments` that decide what a run makes of the same files.
 TASK_FLAGS = (
     *("task_name", "text_columns", "label_column", "labels", "regression", "multi_label"),
-    *("best_metric", "no_header", "errors", "dev_share"),
+    *("best_metric", "no_header", "errors", "dev_share", *QUESTION_FLAGS),
 )
 
 
@@ -296,6 +331,14 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         "--multi_label",
         action="store_true",
         help="a row may have several labels, or none: a JSON list, or names with , ; or | between",
+    )
+    add("--doc_stride", type=int, help="of questions: tokens from window to window (default 128)")
+    add("--max_query_length", type=int, help="of questions: limit in tokens (default 64)")
+    add("--max_answer_length", type=int, help="of predicted answers: limit in tokens (default 30)")
+    add(
+        "--null_score_diff_threshold",
+        type=float,
+        help="of SQuAD2: by how much no answer must beat the best one (default 0)",
     )
     add(
         "--best_metric",
@@ -354,7 +397,7 @@ def resolve_task(args: argparse.Namespace) -> Task:
         changes["label"] = args.label_column
     if args.labels:
         changes["labels"] = tuple(args.labels)
-    task = replace(task, **_changed_files(task, args), **changes)
+    task = replace(task, **_changed_files(task, args), **_reading(task, args), **changes)
     _check_labels(task, args)
     if args.dev_share is not None:
         task = _with_dev_share(task, args)
@@ -394,6 +437,24 @@ def _changed_files(task: Task, args: argparse.Namespace) -> dict[str, object]:
     if args.test_file:
         test = (replace(test[0], file=args.test_file),)
     return {"train": train, "dev": dev, "test": test}
+
+
+def _reading(task: Task, args: argparse.Namespace) -> dict[str, float]:
+    """Return how questions are read and answered, as the flags have it."""
+    changes = {}
+    for flag, name in QUESTION_FLAGS.items():
+        value = getattr(args, flag)
+        if value is None:
+            continue
+        if task.kind is not SPANS:
+            raise UserError(f"--{flag}: {task.name} has no questions with contexts")
+        is_length = flag != "null_score_diff_threshold"
+        if is_length and not 1 <= value <= 10_000:
+            raise UserError(f"--{flag} {value}: give a number of tokens from 1 to 10,000")
+        if not math.isfinite(value):
+            raise UserError(f"--{flag} {value}: give a number")
+        changes[name] = value
+    return changes
 
 
 def _check_labels(task: Task, args: argparse.Namespace) -> None:

@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer.files import UserError, file_digest, file_lock
+from transformer.files import UserError, atomic_write, file_digest, file_lock
 from transformer.runtime.fingerprint import digest_of
 from transformer.runtime.parallel import ordered_map
 from transformer.runtime.progress import Progress
 from transformer.tasks.files import BLANK, LabelReader, RowReader
+from transformer.tasks.questions import QuestionInput
 from transformer.tasks.sentences import SentenceInput
 from transformer.tasks.split import text_hash
 from transformer.tasks.table import TRAIN_PART, TRANSFER, Source, Task
@@ -173,11 +174,28 @@ class RowInput:
         reading = self.reader.check_left_out(allow_short)
         return _filled(self.reader) if self.reader.keep_all else reading
 
+    def write_predictions(self, target: Path, dataset: PackedDataset, logits: np.ndarray) -> int:
+        """Write what logits predict as the leaderboard wants it; return how many rows there are."""
+        reader = self.reader
+        indices = [
+            str(number) if reader.index_key is None else row.cells[reader.index_key]
+            for number, row in enumerate(reader)
+        ]
+        write_predictions(target, indices, self.task.kind.cells(self.task, logits))
+        return len(indices)
+
+
+def write_predictions(path: Path, indices: Sequence[str], cells: Sequence[str]) -> None:
+    """Write a file for the leaderboard: the header "index prediction", then one row an example."""
+    with atomic_write(path) as file:
+        file.write("index\tprediction\n")
+        file.writelines(f"{index}\t{cell}\n" for index, cell in zip(indices, cells, strict=True))
+
 
 # What a kind of task reads (`Kind.reads`).
-INPUTS = {"rows": RowInput, "sentences": SentenceInput}
+INPUTS = {"rows": RowInput, "sentences": SentenceInput, "questions": QuestionInput}
 
-Input = RowInput | SentenceInput
+Input = RowInput | SentenceInput | QuestionInput
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ class PackedWriter:
 
     A store is a directory: `ids.bin` (all token ids in one row), `offsets.bin` (int64, N + 1),
     `first_length.bin` (uint16, tokens in segment 0), and `meta.json`; as asked for, `labels.bin`
-    (float32, one or more an example), `tags.bin` (int16, one a token), `sources.bin` (int32, the
-    text that an example is a window of) and `flags.bin` (uint8).
+    (float32, one or more an example), `tags.bin` (int16, one a token), `places.bin` (int32, two a
+    token: where in the text it stands), `sources.bin` (int32, the text that an example is a window
+    of) and `flags.bin` (uint8).
 
     Args:
         path: of the directory to be.
@@ -56,6 +57,7 @@ class PackedWriter:
         *,
         labels: int = 0,
         tags: bool = False,
+        places: bool = False,
         sources: bool = False,
         flags: bool = False,
         meta: dict[str, Any] | None = None,
@@ -69,7 +71,7 @@ class PackedWriter:
         self.partial.mkdir(parents=True)
         names = ["ids", "offsets", "first_length"]
         names += ["labels"] * bool(labels) + ["flags"] * flags
-        names += ["tags"] * tags + ["sources"] * sources
+        names += ["tags"] * tags + ["places"] * places + ["sources"] * sources
         self.labels = labels
         self._files = {name: (self.partial / f"{name}.bin").open("wb") for name in names}
         self._files["offsets"].write(np.zeros(1, np.int64).tobytes())
@@ -99,9 +101,10 @@ class PackedWriter:
         flags: np.ndarray | None = None,
         *,
         tags: np.ndarray | None = None,
+        places: np.ndarray | None = None,
         sources: np.ndarray | None = None,
     ) -> None:
-        """Append many examples: ids and tags one after another, the others one an example."""
+        """Append many examples: ids, tags, places one after another, the others one an example."""
         if len(lengths) == 0:
             return
         lengths = np.asarray(lengths, np.int64)
@@ -112,6 +115,7 @@ class PackedWriter:
             "labels": None if labels is None else np.asarray(labels, np.float32),
             "flags": None if flags is None else np.asarray(flags, np.uint8),
             "tags": None if tags is None else np.asarray(tags, np.int16),
+            "places": None if places is None else np.asarray(places, np.int32),
             "sources": None if sources is None else np.asarray(sources, np.int32),
         }
         for name, file in self._files.items():
@@ -169,6 +173,7 @@ class PackedDataset:
         self.max_length: int = meta["max_length"]
         dtypes = {"ids": meta["ids_dtype"], "offsets": "int64", "first_length": "uint16"}
         dtypes |= {"labels": "float32", "flags": "uint8", "tags": "int16", "sources": "int32"}
+        dtypes["places"] = "int32"
         self.tagged: int = meta.get("tagged", 0)  # tokens with a tag that is learnt
         maps = {name: _map(path / f"{name}.bin", dtypes[name]) for name in meta["columns"]}
         # Plain views: slicing a memmap object costs more than copying a row of it.
@@ -177,6 +182,7 @@ class PackedDataset:
         self.first_length = columns["first_length"]
         self.labels, self.flags = columns.get("labels"), columns.get("flags")
         self.tags, self.sources = columns.get("tags"), columns.get("sources")
+        self.places = columns["places"].reshape(-1, 2) if "places" in columns else None
         if meta.get("labels_each"):
             self.labels = self.labels.reshape(-1, meta["labels_each"])
         self._maps = [array._mmap for array in maps.values() if isinstance(array, np.memmap)]
