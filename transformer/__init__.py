@@ -21,7 +21,9 @@ _MODULE_OF = {
     "BertAdam": "optimization",
     "load_model": "checkpoint",
     "save_checkpoint": "checkpoint",
-    "TextClassifier": "tasks.predict",
+    "EntityTagger": "tasks.text_models",
+    "QuestionAnswerer": "tasks.text_models",
+    "TextClassifier": "tasks.text_models",
     "UserError": "files",
     "cached_path": "file_utils",
 }

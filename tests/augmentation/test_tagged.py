@@ -89,5 +89,5 @@ def test_swapped_entities_are_of_their_type(tmp_path: Path) -> None:
 
 
 def test_what_needs_plain_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--original_spacing: NER has tags"):
+    with pytest.raises(UserError, match="--original_spacing: NER has labels"):
         augment(tmp_path, SENTENCES, "train.txt", "--original_spacing")

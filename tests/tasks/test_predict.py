@@ -13,12 +13,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
 
 import task_distill
-from transformer import TextClassifier
+from transformer import EntityTagger, QuestionAnswerer, TextClassifier
 from transformer.files import UserError
-from transformer.modeling import TinyBertForSequenceClassification
+from transformer.modeling import (
+    TinyBertForQuestionAnswering,
+    TinyBertForSequenceClassification,
+    TinyBertForTokenClassification,
+)
+from transformer.tasks.metrics import entities
 
 TEXTS = ["the good film", "a bad , dull plot that was too long", "city", "great story !"]
 
@@ -156,3 +166,98 @@ def test_long_files_are_answered_window_by_window(
     predict(model_dir, tmp_path / "in.txt", "--output", tmp_path / "out.tsv")
     lines = (tmp_path / "out.tsv").read_text().splitlines()[1:]
     check([line.split("\t")[1:] for line in lines], expected(model_dir, TEXTS) * 5)
+
+
+def test_several_labels_a_text(make_checkpoint, tiny_config, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    tiny_config.id2label = {0: "bad", 1: "fine", 2: "good"}
+    tiny_config.problem_type = "multi_label_classification"
+    model_dir = make_checkpoint("several", TinyBertForSequenceClassification)
+    with torch.no_grad():
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        model = AutoModelForSequenceClassification.from_pretrained(model_dir).eval()
+        logits = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
+    wanted = [
+        {model.config.id2label[n]: p for n, p in enumerate(row) if p > 0.5}
+        for row in logits.sigmoid().tolist()
+    ]
+    assert sum(map(len, wanted))
+    (tmp_path / "in.txt").write_text("\n".join(TEXTS))
+    predict(model_dir, tmp_path / "in.txt", "--output", tmp_path / "out.tsv")
+    header, *lines = (tmp_path / "out.tsv").read_text().splitlines()
+    assert header == "text\tlabels\tprobabilities"
+    for line, row in zip(lines, wanted, strict=True):
+        labels, probabilities = map(json.loads, line.split("\t")[1:])
+        assert labels == list(row)
+        assert probabilities == pytest.approx(list(row.values()), abs=2e-5)
+
+
+def test_entities_of_a_text(make_checkpoint, tiny_config, tmp_path: Path) -> None:
+    torch.manual_seed(11)
+    tiny_config.id2label = dict(enumerate(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]))
+    model_dir = make_checkpoint("tags", TinyBertForTokenClassification)
+    text = "(the good film) was a dull plot, too; story!"
+    tag = pipeline("token-classification", model=str(model_dir), ignore_labels=[])
+    firsts = [each for each in tag(text) if not each["word"].startswith("##")]
+    tags = [each["entity"] for each in firsts]
+    (answer,) = EntityTagger(model_dir)([text])
+    assert len(set(tags)) > 2
+    wanted = {
+        (name, firsts[first]["start"], firsts[last]["end"]) for name, first, last in entities(tags)
+    }
+    assert {(e["type"], e["start"], e["end"]) for e in answer.entities} == wanted
+    for entity in answer.entities:
+        assert entity["text"] == text[entity["start"] : entity["end"]]
+        own = [each["score"] for each in firsts if entity["start"] <= each["start"] < entity["end"]]
+        assert entity["probability"] == pytest.approx(sum(own) / len(own), abs=1e-4)
+    # A text of any length: the windows of a long one say what those of short ones do not cut.
+    assert len(EntityTagger(model_dir)([text * 50, ""])) == 2
+    (tmp_path / "in.csv").write_text(f'id,text\n1,"{text}"\n')
+    predict(model_dir, tmp_path / "in.csv", "--output", tmp_path / "out.csv")
+    with open(tmp_path / "out.csv", newline="") as file:
+        header, row = csv.reader(file)
+    assert header == ["id", "text", "entities"]
+    assert {(e["type"], e["start"], e["end"]) for e in json.loads(row[2])} == wanted
+
+
+def test_answers_to_questions(make_checkpoint, tiny_config, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    tiny_config.id2label = {0: "start", 1: "end"}
+    model_dir = make_checkpoint("answerer", TinyBertForQuestionAnswering)
+    pairs = [("the film ?", text) for text in (*TEXTS[:3], "the story , a good film .")]
+    model = AutoModelForQuestionAnswering.from_pretrained(model_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    answers = QuestionAnswerer(model_dir)(pairs)
+    for (question, context), answer in zip(pairs, answers, strict=True):
+        feed = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
+        places = feed.pop("offset_mapping")[0].tolist()
+        own = [n for n, kind in enumerate(feed["token_type_ids"][0]) if kind == 1][:-1]
+        with torch.no_grad():
+            output = model(**feed)
+        start = output.start_logits[0][own].softmax(0)
+        end = output.end_logits[0][own].softmax(0)
+        pairs_of = [(a, b) for a in range(len(own)) for b in range(a, len(own))]
+        first, last = max(pairs_of, key=lambda pair: float(start[pair[0]] * end[pair[1]]))
+        assert answer.probability == pytest.approx(float(start[first] * end[last]), abs=1e-5)
+        assert answer.start == places[own[first]][0]
+        assert answer.answer == context[answer.start : places[own[last]][1]]
+    rows = [{"id": str(n), "question": q, "context": c} for n, (q, c) in enumerate(pairs)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    content = {"context": pairs[0][1], "qas": [{"id": "0", "question": pairs[0][0]}]}
+    (tmp_path / "in.json").write_text(json.dumps({"data": [{"paragraphs": [content]}]}))
+    with open(tmp_path / "in.tsv", "w") as file:
+        file.writelines("\t".join(row) + "\n" for row in [("question", "context"), *pairs])
+    for name, count in (("in.jsonl", 4), ("in.json", 1), ("in.tsv", 4)):
+        output = tmp_path / f"out_{name}"
+        predict(model_dir, tmp_path / name, "--output", output)
+        lines = output.read_text().splitlines()
+        found = (
+            [json.loads(line)["answer"] for line in lines]
+            if "json" in name
+            else [line.split("\t")[2] for line in lines[1:]]
+        )
+        assert found == [answer.answer for answer in answers[:count]]
+    with pytest.raises(UserError, match="--text_columns question context"):
+        predict(model_dir, "a text")
+    sure = QuestionAnswerer(model_dir, null_threshold=-1e9)(pairs)
+    assert {answer.answer for answer in sure} == {""}

@@ -36,7 +36,7 @@ from transformer.tasks.metrics import (
 from transformer.tasks.questions import (
     QuestionReader,
     Reading,
-    best_answers,
+    answers_of,
     best_spans,
     encode_with_places,
     pack_questions,
@@ -204,14 +204,14 @@ def test_the_best_span_is_that_of_an_exhaustive_search(tmp_path: Path, vocab_fil
     task, dataset = toy_store(tmp_path, vocab_file)
     assert len(dataset) > 25
     logits = np.random.default_rng(0).normal(size=(dataset.tokens, 2)).astype(np.float32)
-    begin, end = best_spans(dataset, logits, 4)
+    begin, end = best_spans(logits, dataset.offsets, dataset.places, 4)
     for window in range(len(dataset)):
         first, stop = dataset.offsets[window : window + 2].tolist()
         own = [n for n in range(first, stop) if dataset.places[n][0] >= 0]
         pairs = [(a, b) for a in own for b in own if a <= b < a + 4]
         best = max(pairs, key=lambda pair: logits[pair[0], 0] + logits[pair[1], 1])
         assert (begin[window], end[window]) == best
-    found = best_answers(dataset, logits, replace(task, max_answer_length=4))
+    found = answers_of(dataset, logits, replace(task, max_answer_length=4))
     for number, (answer, (_, context, _)) in enumerate(
         zip(found, dataset.meta["questions"], strict=True)
     ):

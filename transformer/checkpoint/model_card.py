@@ -47,6 +47,13 @@ STAGES = {
     ),
 }
 
+# What the example of a use gives to a pipeline.
+EXAMPLES = {
+    "text-classification": '"a text"',
+    "token-classification": '"a text"',
+    "question-answering": 'question="a question", context="a text that holds the answer"',
+}
+
 FINISHED = ("fine-tuning", "prediction distillation")
 
 
@@ -75,6 +82,15 @@ class _Run:
     def is_finished(self) -> bool:
         """Whether the model answers for a task, and not only its layers have learned."""
         return self.stage in FINISHED
+
+    @property
+    def pipeline(self) -> str:
+        """Return the task that Hugging Face's `pipeline` has for the model, by its head."""
+        groups = self.checkpoint.groups
+        if "span" in groups:
+            return "question-answering"
+        is_tagger = "classifier" in groups and "pooler" not in groups
+        return "token-classification" if is_tagger else "text-classification"
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -151,7 +167,7 @@ def _metadata(run: _Run) -> str:
     ]
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-classification" if run.is_finished else "feature-extraction",
+        pipeline_tag=run.pipeline if run.is_finished else "feature-extraction",
         tags=["tinybert", *([] if run.stage == "fine-tuning" else ["knowledge-distillation"])],
         model_name=run.name if results else None,
         eval_results=results or None,
@@ -216,9 +232,11 @@ def _use(run: _Run) -> str:
     config = run.checkpoint.config
     text = (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
-        f'classify = pipeline("text-classification", model="{run.name}")\n'
-        'print(classify("a text"))\n```'
+        f'answer = pipeline("{run.pipeline}", model="{run.name}")\n'
+        f"print(answer({EXAMPLES[run.pipeline]}))\n```"
     )
+    if run.pipeline == "question-answering":
+        return text
     if config.problem_type == "regression":
         text += "\n\nIt answers with one number, a score."
     elif config.id2label:

@@ -304,9 +304,9 @@ class Spans(Kind):
 
     def compare(self, task: Task, logits: np.ndarray, labels: PackedDataset) -> tuple[Any, Any]:
         """Return what is found for each question, and the texts of its answers."""
-        from transformer.tasks.questions import best_answers  # which reads tasks
+        from transformer.tasks.questions import answers_of  # which reads tasks
 
-        return best_answers(labels, logits, task), [held for *_, held in labels.meta["questions"]]
+        return answers_of(labels, logits, task), [held for *_, held in labels.meta["questions"]]
 
     def details(self, predictions: Any, truth: Any) -> dict[str, float]:
         """Return the scores of questions with and without an answer, and the best threshold."""

@@ -1,40 +1,30 @@
-"""Use a finished model: texts in, labels and probabilities out.
+"""Answer every line of a file of any size, of standard input, or one text.
 
-    from transformer import TextClassifier
-
-    classify = TextClassifier("tinybert_sst2")
-    classify(["a fine film", ("a premise", "a hypothesis")])
-
-`task_distill.py --student_model DIR --predict WHAT` does the same for a file of any size, standard
-input or one sentence, with nothing but the directory of the model.
+`task_distill.py --student_model DIR --predict WHAT` needs nothing but the directory of the model;
+the models themselves are in `text_models.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import numpy as np
-import torch
-
-from transformer.checkpoint.directory import Checkpoint
-from transformer.distillation.students import freeze_teacher
-from transformer.file_utils import cached_path
 from transformer.files import UserError, atomic_write
-from transformer.modeling import TinyBertForSequenceClassification
-from transformer.packed_linear import pack_linears
 from transformer.runtime.progress import Progress
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.files import BLANK, RowReader
+from transformer.tasks.kinds import TOKEN_LABELS
+from transformer.tasks.questions import QuestionReader
 from transformer.tasks.table import TASKS, Source, Task
-from transformer.tasks.token_cache import build_input
-from transformer.training.batches import pad_rows
+from transformer.tasks.text_models import QuestionAnswerer, TextModel, open_text_model
 
 logger = logging.getLogger(__name__)
 
@@ -43,98 +33,11 @@ TABLES = (".tsv", ".csv", ".jsonl", ".json")
 WINDOW = 4096  # rows that are sorted by length and answered together
 # Where no --text_columns are given, the first of these that a table has is its text.
 KNOWN_TEXTS = (
-    *dict.fromkeys(task.text for task in TASKS.values()),
+    *dict.fromkeys(task.text for task in TASKS.values() if task.kind is not TOKEN_LABELS),
     *(("premise", "hypothesis"), ("text_a", "text_b"), ("text",), ("text_a",), ("review",)),
 )
 
 Texts = tuple[str, ...]
-
-
-class Answer(NamedTuple):
-    """What a model says of a text: a label and its probability, or, for a regression, a score."""
-
-    label: str | None = None
-    probability: float | None = None
-    score: float | None = None
-
-
-class TextClassifier:
-    """A classifier or regressor with its tokenizer.
-
-    Args:
-        path: a directory, a name on the model hub or an address.
-        max_seq_length: limit in tokens; None: the positions of the model.
-        batch_size: texts that are computed together.
-
-    Raises:
-        UserError: the model has no classifier, or cannot be read.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        max_seq_length: int | None = None,
-        batch_size: int = 32,
-        runtime: Runtime | None = None,
-        cache_dir: str | Path | None = None,
-    ):
-        checkpoint = Checkpoint(cached_path(path, cache_dir))
-        self.runtime = runtime or Runtime(torch.device("cpu"))
-        self.tokenizer = checkpoint.tokenizer
-        model, _ = checkpoint.load(
-            TinyBertForSequenceClassification, require=("encoder", "pooler", "classifier")
-        )
-        # Packed weights serve on a CPU; both say so themselves where they cannot.
-        self.model = pack_linears(freeze_teacher(model, self.runtime))
-        positions = model.config.max_position_embeddings
-        self.max_seq_length = max_seq_length or positions
-        if not 5 <= self.max_seq_length <= positions:
-            raise UserError(f"--max_seq_length {self.max_seq_length}: give 5 to {positions}")
-        self.batch_size = batch_size
-        self.labels = [name for _, name in sorted((model.config.id2label or {}).items())]
-        self.is_regression = model.config.problem_type == "regression"
-        self.truncated = 0  # texts that were longer than the limit, so far
-
-    def __call__(self, texts: Sequence[str | Texts]) -> list[Answer]:
-        """Return one answer for each text, or pair of texts, in their order."""
-        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        return [self._answer(logits) for logits in self.logits(rows)]
-
-    def logits(self, rows: Sequence[Texts]) -> np.ndarray:
-        """Return the logits of rows of one or two texts each, (N, C) float32."""
-        inputs = [self._input(row) for row in rows]
-        order = sorted(range(len(rows)), key=lambda number: len(inputs[number][0]))
-        logits = np.empty((len(rows), self.model.config.num_labels), np.float32)
-        for start in range(0, len(rows), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            logits[chosen] = self._batch_logits([inputs[number] for number in chosen])
-        return logits
-
-    def _input(self, row: Texts) -> tuple[list[int], int]:
-        pieces = [self.tokenizer.encode(text) for text in row]
-        ids, first_length = build_input(self.tokenizer, pieces, self.max_seq_length)
-        self.truncated += len(ids) < sum(map(len, pieces)) + 1 + len(pieces)
-        return ids, first_length
-
-    def _batch_logits(self, inputs: list[tuple[list[int], int]]) -> np.ndarray:
-        rows, first_lengths = zip(*inputs, strict=True)
-        width = max(map(len, rows))
-        batch = pad_rows(rows, first_lengths, width, self.tokenizer.pad_id).to(self.runtime.device)
-        with torch.inference_mode(), self.runtime.autocast():
-            tensors = batch.input_ids, batch.token_type_ids, batch.attention_mask
-            output = self.model(*tensors, only_logits=True)
-        return output.logits.float().cpu().numpy()
-
-    def _answer(self, logits: np.ndarray) -> Answer:
-        if self.is_regression:
-            return Answer(score=float(logits[0]))
-        shifted = np.exp(logits.astype(float) - logits.max())
-        best = int(logits.argmax())
-        return Answer(self.labels[best], probability=float(shifted[best] / shifted.sum()))
-
-
-# ------------------------------------------------------------------------------ --predict
 
 
 def check_predict(args: argparse.Namespace) -> None:
@@ -179,9 +82,9 @@ class PlainLines:
             text = line.rstrip("\r\n")
             yield Item((text,) if text.strip() else None, text)
 
-    def line(self, cells: str, answer: Answer) -> str:
+    def line(self, cells: str, answer: Any) -> str:
         """Return the line of the output for one of the input."""
-        return "\t".join((cells.replace("\t", " "), *map(str, _values(answer)))) + "\n"
+        return "\t".join((cells.replace("\t", " "), *map(_cell, answer))) + "\n"
 
 
 class Table:
@@ -208,19 +111,54 @@ class Table:
                 cells = self._reader.filled(row.cells) if row.problem else row.cells
                 yield Item(self._reader.texts(cells), cells)
 
-    def line(self, cells: Any, answer: Answer) -> str:
+    def line(self, cells: Any, answer: Any) -> str:
         """Return the line of the output for one of the input."""
-        values = _values(answer)
         if self._reader.format == "json":
+            values = map(_rounded, answer)
             return self._reader.format_row(cells | dict(zip(self._columns, values, strict=True)))
-        return self._reader.format_row([*cells, *map(str, values)])
+        return self._reader.format_row([*cells, *map(_cell, answer)])
 
 
-def _values(answer: Answer) -> tuple[str | float, ...]:
-    """Return what is written of an answer, in the order of the columns."""
-    if answer.score is not None:
-        return (round(answer.score, 4),)
-    return answer.label, round(answer.probability, 6)
+class Questions:
+    """Questions in the official JSON of SQuAD, or as JSON lines."""
+
+    header = ""
+
+    def __init__(self, path: Path, args: argparse.Namespace, columns: Texts):
+        names = tuple(args.text_columns or TASKS["squad"].text)
+        task = replace(TASKS["squad"], text=names)
+        self._reader = QuestionReader(path, task, need_answers=False, errors=args.errors)
+        self._names = ("id", *names, *columns)
+
+    def __iter__(self) -> Iterator[Item]:
+        for asked in self._reader:
+            texts = asked.question, asked.context
+            yield Item(texts, (asked.id, *texts))
+
+    def line(self, cells: Any, answer: Any) -> str:
+        """Return the line of the output for one question."""
+        values = (*cells, *map(_rounded, answer))
+        return json.dumps(dict(zip(self._names, values, strict=True)), ensure_ascii=False) + "\n"
+
+
+Lines = PlainLines | Table | Questions
+
+
+def _rounded(value: Any) -> Any:
+    """Return a member of an answer with as many digits as are of use."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def _cell(value: Any) -> str:
+    """Return a member of an answer as a cell of a table; lists as JSON."""
+    value = _rounded(value)
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    return " ".join(value.split()) if isinstance(value, str) else str(value)
 
 
 def _find_text_columns(path: Path, source: Source, errors: str) -> Texts:
@@ -247,31 +185,38 @@ def _find_text_columns(path: Path, source: Source, errors: str) -> Texts:
 
 def predict(args: argparse.Namespace, runtime: Runtime) -> None:
     """Answer every line of what --predict names, and write one line for each."""
-    classify = TextClassifier(
+    model = open_text_model(
         args.student_model,
         max_seq_length=args.max_seq_length,
         batch_size=args.eval_batch_size,
         runtime=runtime,
         cache_dir=args.cache_dir,
+        null_threshold=args.null_score_diff_threshold,
     )
-    columns = ("score",) if classify.is_regression else ("label", "probability")
     with ExitStack() as stack:
-        lines = _open_input(args, columns, stack)
+        lines = _open_input(args, model, stack)
         output: IO[str] | None = None
         if runtime.is_main:
             output = sys.stdout
             if args.output is not None:
                 output = stack.enter_context(atomic_write(args.output))
-        _write_answers(lines, classify, output, runtime)
-    if classify.truncated:
-        logger.warning(
-            "%d texts were cut to %d tokens", classify.truncated, classify.max_seq_length
-        )
+        _write_answers(lines, model, output, runtime)
+    if model.truncated:
+        what = "questions were cut" if isinstance(model, QuestionAnswerer) else "texts were cut"
+        logger.warning("%d %s to fit %d tokens", model.truncated, what, model.max_seq_length)
 
 
-def _open_input(args: argparse.Namespace, columns: Texts, stack: ExitStack) -> PlainLines | Table:
+def _open_input(args: argparse.Namespace, model: TextModel, stack: ExitStack) -> Lines:
     """Return the lines of what --predict names: standard input, a table, a text file, a text."""
-    source = Path(args.predict)
+    source, columns = Path(args.predict), model.columns
+    if isinstance(model, QuestionAnswerer):
+        if source.suffix.lower() not in TABLES:
+            raise UserError(
+                f"--predict {args.predict}: this model answers questions from contexts; give a "
+                ".tsv, .csv, .jsonl or .json file that has both (--text_columns question context)"
+            )
+        if "json" in source.suffix.lower():
+            return Questions(source, args, columns)
     if args.predict == STDIN:
         return PlainLines(sys.stdin, columns)
     if not source.is_file():
@@ -284,7 +229,7 @@ def _open_input(args: argparse.Namespace, columns: Texts, stack: ExitStack) -> P
 
 
 def _write_answers(
-    lines: PlainLines | Table, classify: TextClassifier, output: IO[str] | None, runtime: Runtime
+    lines: Lines, model: TextModel, output: IO[str] | None, runtime: Runtime
 ) -> None:
     """Answer the lines window by window; each rank takes a share, and the main rank writes."""
     items, done = iter(lines), 0
@@ -294,12 +239,12 @@ def _write_answers(
         while window := list(islice(items, WINDOW * runtime.world_size)):
             texts = [item.texts for item in window if item.texts is not None]
             share = texts[runtime.rank :: runtime.world_size]
-            parts = runtime.gather_objects(classify(share))
+            parts = runtime.gather_objects(model(share))
             done += len(window)
             progress.update(len(window))
             if output is None:
                 continue
-            answers = [Answer()] * len(texts)
+            answers: list[Any] = [None] * len(texts)
             for rank, part in enumerate(parts):
                 answers[rank :: runtime.world_size] = part
             following = iter(answers)
