@@ -3,7 +3,8 @@
     python data_augmentation.py --pretrained_bert_model BERT_DIR --glove_embs glove.6B.300d.txt \
         --glue_dir GLUE_DIR --task_name SST-2
     python data_augmentation.py --recombine 2 --data_dir GLUE_DIR/STS-B --task_name STS-B
-    torchrun --nproc_per_node=N data_augmentation.py ...    the same file, sooner
+    torchrun --nproc_per_node=N data_augmentation.py ...    the same file, sooner (in bf16: with
+                                                            as many threads a process)
 
 Writes GLUE_DIR/TASK/train_aug.tsv: every row, followed by up to N variants of each of its texts,
 or (--recombine) by rows that are made of it and others without any model. BERT_DIR is a
@@ -11,6 +12,9 @@ pre-trained BERT with its masked-LM head, not a fine-tuned one.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    import transformer.runtime.interrupt  # noqa: F401 - Ctrl-C during the imports below
 
 import argparse
 import codecs
@@ -39,7 +43,7 @@ from transformer.augmentation.rows import (
 from transformer.augmentation.tagged import TaggedRows
 from transformer.augmentation.words import STOP_WORDS
 from transformer.checkpoint.directory import Checkpoint
-from transformer.file_utils import cached_path
+from transformer.file_utils import model_path
 from transformer.files import UserError, file_digest, file_lock
 from transformer.modeling import BertForMaskedLM
 from transformer.packed_linear import pack_linears
@@ -277,8 +281,17 @@ def open_checkpoint(args: argparse.Namespace) -> Checkpoint | None:
     """Find the masked LM, or the BERT whose tokenizer is used; None without one."""
     if not args.pretrained_bert_model:
         return None
-    path = cached_path(args.pretrained_bert_model, args.cache_dir or None)
-    return Checkpoint(path, args.do_lower_case)
+    return Checkpoint(model_path("pretrained_bert_model", args), args.do_lower_case)
+
+
+def threads_matter(args: argparse.Namespace, runtime: Runtime) -> bool:
+    """Say whether the output depends on the number of threads a process.
+
+    How many threads share a sum decides its rounding. In bf16 on a CPU that turns the order of
+    candidates that are almost equally likely; fp32 tells them apart.
+    """
+    has_model = bool(args.pretrained_bert_model) and not args.glove_only
+    return has_model and runtime.device.type == "cpu" and runtime.dtype != torch.float32
 
 
 def what_decides(
@@ -290,6 +303,7 @@ def what_decides(
         DECISIVE,
         precision=runtime.dtype,
         device=runtime.device.type,
+        threads=torch.get_num_threads() if threads_matter(args, runtime) else "any number",
         training_file=file_digest(source),
         model=checkpoint and checkpoint.fingerprint,
         word_vectors=args.glove_embs and sampled_digest(find_source(args.glove_embs)),
@@ -406,6 +420,12 @@ def main(argv: list[str] | None = None) -> None:
     runtime = setup_runtime(args)
     if inherited:
         logger.info("--N %d, the default of %s", args.N, task.name)
+    if threads_matter(args, runtime):
+        logger.info(
+            "in %s the output depends on the number of threads a process, which is %d "
+            "(OMP_NUM_THREADS); --precision fp32 writes the same with any number, but is slower",
+            *(str(runtime.dtype).removeprefix("torch."), torch.get_num_threads()),
+        )
     checkpoint = open_checkpoint(args)
     parts = Parts(args.output, what_decides(args, runtime, reader.path, checkpoint))
     lock = RunLock(args.output.parent, f"--output {args.output}", args.output.name)

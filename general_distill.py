@@ -13,6 +13,9 @@ directory without pooler and heads: task distillation trains those.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import transformer.runtime.interrupt  # noqa: F401 - Ctrl-C during the imports below
+
 import argparse
 import logging
 import math
@@ -44,11 +47,13 @@ from transformer.distillation.start import (
 )
 from transformer.distillation.students import (
     check_vocabularies,
+    check_words,
     prepare_teacher,
     ready_to_train,
     student_changes,
+    words_of_teacher,
 )
-from transformer.file_utils import cached_path, upload
+from transformer.file_utils import model_path, upload
 from transformer.files import UserError, file_digest
 from transformer.modeling import TinyBertForPreTraining
 from transformer.runtime.fingerprint import Fingerprint, digest_of
@@ -207,12 +212,14 @@ class ModelPair:
 def find_models(args: argparse.Namespace) -> ModelPair:
     """Find teacher and student and check that they fit each other and the flags."""
     teacher, student = (
-        Checkpoint(cached_path(name, args.cache_dir), args.do_lower_case)
-        for name in (args.teacher_model, args.student_model)
+        Checkpoint(model_path(flag, args), args.do_lower_case)
+        for flag in ("teacher_model", "student_model")
     )
     tokenizer = check_vocabulary(student, teacher)
-    copies = bool(args.init_from_teacher) and has_teachers_shapes(student.config, teacher.config)
-    changes = student_changes(student.config, teacher.config, copies_layers=copies)
+    words = {} if args.continue_train else words_of_teacher(student.config, teacher.config)
+    student_config = student.config.changed(**words)
+    copies = bool(args.init_from_teacher) and has_teachers_shapes(student_config, teacher.config)
+    changes = words | student_changes(student_config, teacher.config, copies_layers=copies)
     student_config = student.config.changed(**changes)
     comparisons = plan_comparisons(args, student_config, teacher.config)
     if args.continue_train and student.files is None:
@@ -228,15 +235,9 @@ def find_models(args: argparse.Namespace) -> ModelPair:
 def check_vocabulary(student: Checkpoint, teacher: Checkpoint) -> BertTokenizer:
     """Return the teacher's tokenizer, once both models can embed what it gives."""
     tokenizer = teacher.tokenizer
-    for name, checkpoint in (("teacher", teacher), ("student", student)):
-        size = checkpoint.config.vocab_size
-        if size < len(tokenizer.vocab):
-            raise UserError(
-                f"the {name}'s vocab_size is {size}, but the teacher's vocabulary "
-                f"has {len(tokenizer.vocab)} entries; set it to that in the {name}'s config.json"
-            )
+    check_words(tokenizer, student.config, "the student")
     if student.has_vocabulary:
-        check_vocabularies(student.tokenizer, tokenizer)
+        check_vocabularies(student.tokenizer, tokenizer, "teacher")
     return tokenizer
 
 

@@ -11,6 +11,9 @@ was killed goes on with --resume.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import transformer.runtime.interrupt  # noqa: F401 - Ctrl-C during the imports below
+
 import argparse
 import logging
 import os
@@ -31,7 +34,7 @@ from transformer.corpus.run import (
 )
 from transformer.corpus.token_store import PART_TOKENS, StoreState, TokenStore, TokenStoreWriter
 from transformer.corpus.tokens import BlockTokenizer, token_dtype
-from transformer.file_utils import upload
+from transformer.file_utils import told_with, upload
 from transformer.files import UserError
 from transformer.runtime.allocation import reuse_freed_memory
 from transformer.runtime.fingerprint import fingerprint
@@ -179,7 +182,8 @@ def open_inputs(args: argparse.Namespace) -> Inputs:
             bytes that are not UTF-8.
     """
     corpus = Corpus(tuple(find_corpus_files(args.train_corpus)))
-    tokenizer = BertTokenizer.from_pretrained(args.bert_model, do_lower_case=args.do_lower_case)
+    with told_with("bert_model"):
+        tokenizer = BertTokenizer.from_pretrained(args.bert_model, do_lower_case=args.do_lower_case)
     survey = None
     if corpus.can_be_read_twice:
         survey = corpus.survey(args.errors)

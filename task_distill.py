@@ -20,6 +20,9 @@ teaches the teacher's layers, --pred_distill its predictions; --joint teaches bo
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import transformer.runtime.interrupt  # noqa: F401 - Ctrl-C during the imports below
+
 import argparse
 import logging
 import shutil

@@ -37,18 +37,15 @@ def tiny_vocabulary() -> list[str]:
     )
 
 
-@pytest.fixture
-def vocab_file(tmp_path: Path) -> Path:
-    """Write the tiny vocabulary to `vocab.txt` in a directory of its own."""
-    directory = tmp_path / "vocabulary"
+def write_vocabulary(directory: Path) -> Path:
+    """Write the tiny vocabulary to `vocab.txt` in a new directory."""
     directory.mkdir()
     path = directory / "vocab.txt"
     path.write_text("\n".join(tiny_vocabulary()) + "\n", encoding="utf-8", newline="\n")
     return path
 
 
-@pytest.fixture
-def tiny_config():
+def make_tiny_config():
     """Configure a BERT whose sizes differ pairwise, so that a swapped axis cannot pass."""
     from transformer.configuration import BertConfig
 
@@ -64,9 +61,8 @@ def tiny_config():
     )
 
 
-@pytest.fixture
-def make_checkpoint(tmp_path: Path, vocab_file: Path, tiny_config) -> Callable[..., Path]:
-    """Return `make(name, model_class, **config_changes)`: a random tiny checkpoint directory.
+def checkpoint_maker(place: Path, vocab_file: Path, config) -> Callable[..., Path]:
+    """Return `make(name, model_class, **config_changes)`: a random tiny checkpoint in `place`.
 
     The weights depend on `name` only, so two directories of one name and class hold equal models.
     """
@@ -76,8 +72,8 @@ def make_checkpoint(tmp_path: Path, vocab_file: Path, tiny_config) -> Callable[.
     def make(name: str, model_class: type[nn.Module], **config_changes: object) -> Path:
         with torch.random.fork_rng():
             torch.manual_seed(zlib.crc32(name.encode()))
-            model = model_class(replace(tiny_config, **config_changes))
-        output_dir = tmp_path / name
+            model = model_class(replace(config, **config_changes))
+        output_dir = place / name
         tokenizer = BertTokenizer(str(vocab_file), do_lower_case=True)
         save_checkpoint(model, tokenizer, output_dir)
         return output_dir
@@ -85,8 +81,7 @@ def make_checkpoint(tmp_path: Path, vocab_file: Path, tiny_config) -> Callable[.
     return make
 
 
-@pytest.fixture
-def corpus_file(tmp_path: Path) -> Path:
+def write_corpus(path: Path) -> Path:
     """Write a corpus of 12 documents of 4 to 9 sentences, one sentence a line."""
     rng = random.Random(20)
     documents = []
@@ -94,9 +89,32 @@ def corpus_file(tmp_path: Path) -> Path:
         lengths = [rng.randint(4, 14) for _ in range(rng.randint(4, 9))]
         sentences = [" ".join(rng.choices(COMMON_WORDS, k=length)) + " ." for length in lengths]
         documents.append("\n".join(sentences))
-    path = tmp_path / "corpus.txt"
     path.write_text("\n\n".join(documents) + "\n", encoding="utf-8", newline="\n")
     return path
+
+
+@pytest.fixture
+def vocab_file(tmp_path: Path) -> Path:
+    """Write the tiny vocabulary to `vocab.txt` in a directory of its own."""
+    return write_vocabulary(tmp_path / "vocabulary")
+
+
+@pytest.fixture
+def tiny_config():
+    """Configure a tiny BERT."""
+    return make_tiny_config()
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path, vocab_file: Path, tiny_config) -> Callable[..., Path]:
+    """Return `make(name, model_class, **config_changes)`; see `checkpoint_maker`."""
+    return checkpoint_maker(tmp_path, vocab_file, tiny_config)
+
+
+@pytest.fixture
+def corpus_file(tmp_path: Path) -> Path:
+    """Write a small corpus."""
+    return write_corpus(tmp_path / "corpus.txt")
 
 
 @pytest.fixture

@@ -336,6 +336,20 @@ def test_only_an_output_of_ours_is_replaced(run: Run, tmp_path: Path) -> None:
     assert files_in(mine.parent) == {**before, "dev.tsv": b"mine"}
 
 
+def test_threads_that_decide_are_told_and_compared(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    output = run(sst2(3), "--N", 1, "--precision", "fp32")
+    assert "number of threads" not in caplog.text  # fp32
+    record = json.loads(output.with_name("train_aug.args.json").read_text(encoding="utf-8"))
+    assert record["fingerprint"]["threads"] == "any number"
+    run(sst2(3), "--N", 1, "--precision", "bf16", "--overwrite_output")
+    assert "depends on the number of threads a process, which is 1" in caplog.text
+    with pytest.raises(UserError, match="threads was 1 and is now any number"):
+        run(sst2(3), "--N", 1, "--precision", "fp32", "--resume")
+
+
 def test_a_mistake_leaves_the_former_output_and_its_parts(run: Run, tmp_path: Path) -> None:
     output = run(sst2(3), "--N", 1)
     parts = output.with_name("train_aug.tsv.parts")

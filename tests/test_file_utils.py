@@ -25,7 +25,14 @@ import pytest
 
 from transformer import download, file_utils
 from transformer.file_utils import cached_path, upload
-from transformer.files import UserError, atomic_write, file_lock, without_secrets
+from transformer.files import (
+    UserError,
+    atomic_write,
+    file_lock,
+    read_state,
+    without_secrets,
+    write_state,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -424,6 +431,19 @@ def test_lock_is_released_when_its_holder_is_killed(tmp_path: Path) -> None:
     assert lock.exists()
     with file_lock(lock, "a process that is dead"):
         pass
+
+
+def test_a_state_is_what_was_written_or_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    assert read_state(path) is None
+    content = {"text": "größe \udcff", "numbers": {10: 0.1, 9: float("nan")}, "none": None}
+    write_state(path, content)
+    assert json.dumps(read_state(path)) == json.dumps(content)
+    written = path.read_text()
+    for damaged in (written.replace("0.1", "0.2"), written.replace("null", '"x"'), "{}", "3", "{"):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match="state.json: "):
+            read_state(path)
 
 
 def test_lock_can_be_taken_by_whoever_may_write_beside_it(tmp_path: Path) -> None:
@@ -830,6 +850,8 @@ def test_s3_errors_name_address_and_reason(
         cached_path("s3://models/none", tmp_path)
     with pytest.raises(UserError, match="names no bucket"):
         cached_path("s3://", tmp_path)
+    with pytest.raises(UserError, match="holds no user and password"):
+        cached_path("s3://me:word@models/x", tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="s3://models/x: no answer"):
         cached_path("s3://models/x", tmp_path)

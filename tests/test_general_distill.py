@@ -311,6 +311,12 @@ def test_student_of_another_vocabulary_is_refused(tmp_path, command, tiny_config
     write_student(tmp_path / "small", tiny_config, vocab_size=50)
     with pytest.raises(UserError, match="vocab_size is 50"):
         run(command(student_model=tmp_path / "small"))
+    # One that was written for a larger vocabulary gets the teacher's, so that the next stage has
+    # embeddings for its words alone.
+    write_student(tmp_path / "large", tiny_config, vocab_size=3000)
+    run(command(student_model=tmp_path / "large"))
+    made = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert made["vocab_size"] == len(words)
 
 
 def test_models_that_do_not_fit_are_refused_before_the_data_is_packed(

@@ -7,12 +7,14 @@ for any words. To add one, write the command and what the user should read.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from safetensors.torch import load_file, save_file
 from script_runs import ARGUMENTS, Finished
 
 PREGENERATE, GENERAL = "pregenerate_training_data.py", "general_distill.py"
@@ -121,7 +123,7 @@ MISTAKES = [
     Mistake(
         PREGENERATE,
         {"bert_model": "/nowhere"},
-        "/nowhere: no such file or directory",
+        "--bert_model /nowhere: no such file or directory",
     ),
     Mistake(
         PREGENERATE,
@@ -197,12 +199,12 @@ MISTAKES = [
     Mistake(
         GENERAL,
         {"teacher_model": "/nowhere"},
-        "/nowhere: no such file or directory",
+        "--teacher_model /nowhere: no such file or directory",
     ),
     Mistake(
         GENERAL,
         {"student_model": "/nowhere"},
-        "/nowhere: no such file or directory",
+        "--student_model /nowhere: no such file or directory",
     ),
     Mistake(
         GENERAL,
@@ -274,7 +276,8 @@ MISTAKES = [
     Mistake(
         GENERAL,
         {"teacher_model": "ftp://me:pass@host/x?sig=abc"},
-        "ftp://host/x?...: unknown kind of address; http://, https:// and s3:// are read",
+        "--teacher_model ftp://host/x?...: unknown kind of address; http://, https:// and s3:// "
+        "are read",
     ),
     Mistake(
         GENERAL,
@@ -356,7 +359,7 @@ MISTAKES = [
     Mistake(
         TASK,
         {"student_model": "/nowhere"},
-        "/nowhere: no such file or directory",
+        "--student_model /nowhere: no such file or directory",
     ),
     Mistake(
         TASK,
@@ -410,7 +413,7 @@ MISTAKES = [
     Mistake(
         TASK,
         {"student_model": "\x1b[31mred"},
-        "\\x1b[31mred: no such file or directory",
+        "--student_model \\x1b[31mred: no such file or directory",
     ),
 ]
 
@@ -425,13 +428,132 @@ def test_a_mistake_is_one_line(
     }
     before = everything_in(setting["task"].parents[1])
     end = run(mistake.script, *ARGUMENTS[mistake.script](setting, **changes))
-    told = [line for line in end.stderr.splitlines() if "error:" in line]
-    expected = re.escape(f"{mistake.script}: error: {mistake.line.format(**setting)}")
-    assert len(told) == 1, end.stderr
-    assert re.fullmatch(expected.replace(r"\.\.\.", ".*"), told[0]), told[0]
-    assert end.stderr.splitlines()[-1] == told[0], "the mistake is the last that is said"
-    assert end.code == mistake.code
+    assert_one_line(end, mistake.script, mistake.line.format(**setting), mistake.code)
     assert everything_in(setting["task"].parents[1]) == before, "nothing is left behind"
+
+
+# --- files that are spoilt ----------------------------------------------------------------------
+
+
+def only_configuration(setting: dict[str, Path], **changes: object) -> None:
+    """Make the student a configuration alone."""
+    for file in setting["student"].iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    configure(setting["student"], **changes)
+
+
+def configure(directory: Path, **changes: object) -> None:
+    """Change values of a config.json."""
+    file = directory / "config.json"
+    values = {**json.loads(file.read_text(encoding="utf-8")), **changes}
+    file.write_text(json.dumps(values), encoding="utf-8")
+
+
+def rename_encoder(setting: dict[str, Path]) -> None:
+    """Call the tensors of the teacher's encoder by names that are nobody's."""
+    file = setting["teacher"] / "model.safetensors"
+    tensors = {name.replace("bert.", "net."): value for name, value in load_file(file).items()}
+    save_file({n: t for n, t in tensors.items() if "word_embeddings" not in n}, file)
+
+
+class Spoilt(NamedTuple):
+    """A right command over a setting that was spoilt, and what the user reads."""
+
+    script: str
+    spoil: Callable[[dict[str, Path]], object]
+    line: str
+    changes: dict[str, Any] = {}
+    code: int = 2
+
+
+SPOILT = [
+    *(
+        Spoilt(
+            script,
+            lambda setting: only_configuration(setting, vocab_size=100),
+            "the student's vocab_size is 100, but the vocabulary has 160 entries; set it to that "
+            "in the student's config.json",
+        )
+        for script in (GENERAL, TASK)
+    ),
+    Spoilt(
+        AUGMENT,
+        lambda setting: configure(setting["bert"], vocab_size=100),
+        "{bert}/vocab.txt holds 160 entries, but config.json says vocab_size 100; both must come "
+        "from the same model",
+    ),
+    Spoilt(
+        GENERAL,
+        rename_encoder,
+        "{teacher} lacks the encoder (bert.embeddings, bert.encoder) (69 tensors missing, "
+        "bert.embeddings.word_embeddings.weight first; what is there is called net.embeddings..., "
+        "...); give a checkpoint that was trained with it",
+    ),
+    Spoilt(
+        GENERAL,
+        lambda setting: configure(setting["student"], num_hidden_layers=10**9),
+        "{student}/config.json: num_hidden_layers 1,000,000,000 is beyond reason; at most 1,000 "
+        "are built",
+    ),
+    Spoilt(
+        TASK,
+        lambda setting: (setting["teacher"] / "config.json").write_text("[" * 100_000),
+        "{teacher}/config.json: not JSON that is ours: it is nested too deeply",
+    ),
+    Spoilt(
+        TASK,
+        lambda setting: (setting["task"] / "train.tsv").write_bytes(b"sentence\tlabel\n\xff\t1\n"),
+        "{task}/train.tsv, line 2: not UTF-8...",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", SPOILT, ids=lambda case: f"{case.script[:3]}-{case.line[:30]}")
+def test_a_spoilt_file_is_one_line(
+    case: Spoilt, setting: dict[str, Path], run: Callable[..., Finished]
+) -> None:
+    case.spoil(setting)
+    end = run(case.script, *ARGUMENTS[case.script](setting, **case.changes))
+    assert_one_line(end, case.script, case.line.format(**setting), case.code)
+
+
+def test_a_compiler_that_is_missing_is_told(
+    setting: dict[str, Path], run: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    end = run(TASK, *ARGUMENTS[TASK](setting, compile=True))
+    line = "--compile needs a C++ compiler, and there is no no-such-compiler in PATH; ..."
+    assert_one_line(end, TASK, line, 3)
+
+
+FINISHED = [(GENERAL, {}, "model.safetensors"), (TASK, {"save_bin": True}, "pytorch_model.bin")]
+
+
+@pytest.mark.parametrize(("script", "changes", "file"), FINISHED)
+def test_a_finished_run_has_its_files(
+    script: str,
+    changes: dict[str, Any],
+    file: str,
+    setting: dict[str, Path],
+    run: Callable[..., Finished],
+) -> None:
+    assert run(script, *ARGUMENTS[script](setting, **changes)).code == 0
+    arguments = ARGUMENTS[script](setting, **changes, resume=True)
+    assert run(script, *arguments).code == 0
+    (setting["out"] / file).unlink()
+    line = f"--resume: the run in {setting['out']} is finished, but {file} is gone; ..."
+    assert_one_line(run(script, *arguments), script, line, 2)
+
+
+def assert_one_line(end: Finished, script: str, line: str, code: int) -> None:
+    """Compare the error that is told, in which ... stands for any words."""
+    told = [row for row in end.stderr.splitlines() if "error:" in row]
+    assert len(told) == 1, end.stderr
+    expected = re.escape(f"{script}: error: {line}").replace(r"\.\.\.", ".*")
+    assert re.fullmatch(expected, told[0]), told[0]
+    assert end.stderr.splitlines()[-1] == told[0], "the mistake is the last that is said"
+    assert end.code == code
 
 
 def everything_in(directory: Path) -> set[str]:

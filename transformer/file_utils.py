@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformer.files import UserError, atomic_write, quick_fingerprint, without_secrets
@@ -76,6 +78,27 @@ def cached_path(
 
         return archives.unpack(path, _unpacked_home(path, keep))
     return path
+
+
+def model_path(flag: str, args: argparse.Namespace) -> Path:
+    """Return where the model is that a flag names, fetched if need be.
+
+    Example: flag="teacher_model" reads args.teacher_model, and args.cache_dir.
+
+    Raises:
+        UserError: as `cached_path`, after the name of the flag.
+    """
+    with told_with(flag):
+        return cached_path(getattr(args, flag), args.cache_dir)
+
+
+@contextmanager
+def told_with(flag: str) -> Iterator[None]:
+    """Put the name of a flag before the message of a UserError about what it names."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"--{flag} {error}") from None
 
 
 def _unpacked_home(archive: Path, cache_dir: Path | None) -> Path:

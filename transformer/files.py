@@ -163,6 +163,31 @@ def write_json(
         file.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
 
+def write_state(path: str | Path, content: Any) -> None:
+    """Replace a JSON file that only our own runs read, with a digest of what it says."""
+    write_json(path, {"content": content, "sha256": _digest(content)})
+
+
+def read_state(path: str | Path) -> Any:
+    """Return what `write_state` wrote, None if there is no such file.
+
+    Raises:
+        UserError: it says something else than was written, or cannot be read.
+    """
+    if not os.path.lexists(path):
+        return None
+    held = read_json(path)
+    if held.keys() != {"content", "sha256"} or _digest(held["content"]) != held["sha256"]:
+        raise UserError(f"{path}: not what this version of the toolkit wrote; it was changed")
+    return held["content"]
+
+
+def _digest(content: Any) -> str:
+    # subtle: in the order of the keys as they are, which JSON keeps; sorted, the key 10 comes after
+    # 9 as a number and before it as the text that it is when it is read again.
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 # --- locks ---------------------------------------------------------------------------------------
 
 POLL_SECONDS = 0.1

@@ -25,6 +25,11 @@ def _bucket_and_key(url: str) -> tuple[str, str]:
     bucket, _, key = url.removeprefix("s3://").partition("/")
     if not bucket:
         raise UserError(f"{url}: names no bucket; write s3://BUCKET/PREFIX")
+    if "@" in bucket:
+        raise UserError(
+            f"{url}: an s3 address holds no user and password; boto3 reads them from its own files "
+            "and variables"
+        )
     return bucket, key.strip("/")
 
 

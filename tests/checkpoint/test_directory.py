@@ -305,7 +305,21 @@ def with_extras(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"module.{name}": tensor for name, tensor in {**weights, **extras}.items()}
 
 
-@pytest.mark.parametrize("edit", [old_names, without_prefix, with_extras])
+def wrapped(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Name the weights as an attribute `net` of another module, beside something of its own."""
+    return {f"net.{name}": tensor for name, tensor in weights.items()}
+
+
+def wrapped_without_prefix(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        f"0.auto_model.{name.removeprefix('bert.')}" if name.startswith("bert.") else name: tensor
+        for name, tensor in weights.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "edit", [old_names, without_prefix, with_extras, wrapped, wrapped_without_prefix]
+)
 def test_names_of_others(edit, make_checkpoint):
     directory = make_checkpoint("mlm", BertForMaskedLM)
     expected, _ = load_model(BertForMaskedLM, directory)
@@ -601,15 +615,33 @@ def test_an_own_decoder_is_refused_for_masked_lm_only(make_checkpoint):
         load_model(BertForMaskedLM, directory)
 
 
-@pytest.mark.parametrize("lines", [-1, 1])
-def test_a_vocabulary_of_another_size_is_refused(lines, task_dir):
+def test_a_vocabulary_of_more_entries_is_refused(task_dir):
     file = task_dir / "vocab.txt"
-    entries = file.read_text().splitlines()
-    entries = entries[:lines] if lines < 0 else [*entries, "one-more"]
+    entries = [*file.read_text().splitlines(), "one-more"]
     file.write_text("\n".join(entries) + "\n")
-    message = rf"holds {len(entries)} entries.*vocab_size {len(entries) - lines}"
+    message = rf"holds {len(entries)} entries.*vocab_size {len(entries) - 1}"
     with pytest.raises(UserError, match=message):
         load_model(TinyBertForSequenceClassification, task_dir)
+    ids = {token: number for number, token in enumerate(entries)}
+    file.unlink()
+    tokenizer = {"model": {"type": "WordPiece", "vocab": ids}}
+    (task_dir / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=rf"the vocabulary holds {len(entries)} entries"):
+        Checkpoint(task_dir).tokenizer  # noqa: B018
+
+
+def test_a_model_may_have_more_rows_than_entries(task_dir):
+    """As those whose words were padded to a round number."""
+    file = task_dir / "vocab.txt"
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    load_model(TinyBertForSequenceClassification, task_dir)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(3), torch.tensor(True), torch.tensor(-math.inf)])
+def test_what_is_no_weight_may_be_anything(value, task_dir):
+    edit_weights(task_dir, lambda weights: {**weights, "val_acc.total": value})
+    _, report = load_model(TinyBertForSequenceClassification, task_dir)
+    assert report.unexpected == ["val_acc.total"]
 
 
 @pytest.mark.parametrize(

@@ -131,3 +131,16 @@ def is_running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def test_a_signal_in_the_middle_of_a_fork_is_not_lost():
+    program = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from transformer.runtime.parallel import ordered_map
+from transformer.runtime.script import run_script
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGTERM))
+sys.exit(run_script(lambda: list(ordered_map(abs, range(5), 2))))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "")

@@ -162,12 +162,23 @@ def test_layers_are_copied(make_checkpoint: Callable[..., Path], tiny_config) ->
 
 def test_vocabularies_are_compared(vocab_file: Path, tmp_path: Path) -> None:
     student = BertTokenizer(vocab_file)
-    check_vocabularies(student, BertTokenizer(vocab_file))
+    check_vocabularies(student, BertTokenizer(vocab_file), "student")
     other = tmp_path / "other.txt"
     other.write_text(vocab_file.read_text().replace("\nfilm\n", "\nfilms\n"))
     line = vocab_file.read_text().split("\n").index("film") + 1
     with pytest.raises(UserError, match=f"differ from line {line} on"):
-        check_vocabularies(student, BertTokenizer(other))
+        check_vocabularies(student, BertTokenizer(other), "student")
+
+
+def test_text_that_is_cut_in_another_way_is_told(
+    vocab_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = BertTokenizer(vocab_file)
+    check_vocabularies(student, BertTokenizer(vocab_file, strip_accents=True), "student")
+    assert not caplog.text  # what lower-cases strips anyway
+    check_vocabularies(student, BertTokenizer(vocab_file, do_lower_case=False), "student")
+    assert "do_lower_case is True for the student and False for the teacher" in caplog.text
+    assert "both read text as the student does" in caplog.text
 
 
 def test_what_a_model_cannot_read(tiny_config) -> None:

@@ -7,7 +7,6 @@ cannot be seen in the result.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -15,7 +14,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformer.files import UserError, atomic_write, write_json
+from transformer.files import (
+    UserError,
+    atomic_write,
+    read_json,
+    read_state,
+    write_json,
+    write_state,
+)
 from transformer.runtime.fingerprint import Fingerprint, check_fingerprint
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -35,22 +41,6 @@ def beside(output: Path, ending: str) -> Path:
     """
     stem = output.stem if output.suffix.lower() in TABLE_ENDINGS else output.name
     return output.with_name(f"{stem}.{ending}")
-
-
-def _read(path: Path) -> Any:
-    """Return the content of a JSON file, None if there is no such file.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError):
-        raise UserError(
-            f"{path} is damaged; begin anew with --overwrite_output, after removing it"
-        ) from None
 
 
 class Parts:
@@ -81,7 +71,8 @@ class Parts:
             if (self.directory / NOTE).exists() or self.finished():
                 self._check(self.note("fingerprint"))
         elif resume and self.output.exists():
-            self._check((_read(self.record) or {}).get("fingerprint"))
+            record = read_json(self.record) if self.record.exists() else {}
+            self._check(record.get("fingerprint"))
             return False
         elif overwrite:
             self._check_replaceable()
@@ -101,8 +92,10 @@ class Parts:
 
     def _check_replaceable(self) -> None:
         """Refuse to replace what no run of this toolkit wrote."""
-        record = _read(self.record) if self.output.exists() else {"args": {}, "counts": {}}
-        if not isinstance(record, dict) or not {"args", "counts"} <= record.keys():
+        is_ours = not self.output.exists()
+        if self.record.exists():
+            is_ours |= {"args", "counts"} <= read_json(self.record).keys()
+        if not is_ours:
             raise UserError(
                 f"--overwrite_output: {self.output} was not made by this script (no "
                 f"{self.record.name} beside it), so it is not replaced; give another --output"
@@ -139,11 +132,18 @@ class Parts:
 
     def save_note(self, name: str, content: Any) -> None:
         """Keep something that all processes read, as JSON."""
-        write_json(self.directory / f"{name}.json", content)
+        write_state(self.directory / f"{name}.json", content)
 
     def note(self, name: str) -> Any:
-        """Return what `save_note` kept, None if there is none yet."""
-        return _read(self.directory / f"{name}.json")
+        """Return what `save_note` kept, None if there is none yet.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            return read_state(self.directory / f"{name}.json")
+        except UserError as error:
+            raise UserError(f"{error}; remove {self.directory} and begin anew") from None
 
     def save_block(self, number: int, lines: Iterable[str], note: Any) -> None:
         """Keep a finished block and a note on it."""

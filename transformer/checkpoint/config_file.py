@@ -65,7 +65,7 @@ def make_config(
         shapes: of the weights beside it, by published name; nothing without weights.
 
     Raises:
-        UserError: a value that no model can have, or `vocab.txt` beside it is of another size.
+        UserError: a value that no model can have, or `vocab.txt` beside it holds more entries.
     """
     notes = _infer(values, shapes)
     try:
@@ -158,7 +158,8 @@ def _check_vocabulary(config_file: Path, config: BertConfig) -> None:
         entries = vocab_file.read_bytes().rstrip(b"\r\n").count(b"\n") + 1
     except PermissionError:
         raise UserError(f"{vocab_file}: no permission to read it") from None
-    if entries != config.vocab_size:
+    # subtle: fewer are right. Models are padded to a round number of rows that no entry reaches.
+    if entries > config.vocab_size:
         raise UserError(
             f"{vocab_file} holds {entries} entries, but {config_file.name} says vocab_size "
             f"{config.vocab_size}; both must come from the same model"

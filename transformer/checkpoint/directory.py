@@ -141,9 +141,16 @@ class Checkpoint:
         """Return its tokenizer.
 
         Raises:
-            UserError: there is no vocabulary, or it or its settings are damaged.
+            UserError: there is no vocabulary, it or its settings are damaged, or it holds more
+                entries than the model knows.
         """
-        return BertTokenizer.from_pretrained(self.path, do_lower_case=self._do_lower_case)
+        tokenizer = BertTokenizer.from_pretrained(self.path, do_lower_case=self._do_lower_case)
+        if len(tokenizer.vocab) > self.config.vocab_size:
+            raise UserError(
+                f"{self}: the vocabulary holds {len(tokenizer.vocab)} entries, but vocab_size is "
+                f"{self.config.vocab_size}; both must come from the same model"
+            )
+        return tokenizer
 
     def read_weights(self) -> dict[str, Tensor]:
         """Read its weights as fp32 tensors under the published names.
@@ -265,7 +272,7 @@ def read_config(path: str | Path) -> BertConfig:
     TinyBERT's authors, whose classifier reads ReLU(pooled).
 
     Raises:
-        UserError: no or bad configuration, not a BERT, a vocabulary of another size.
+        UserError: no or bad configuration, not a BERT, a vocabulary of more entries.
     """
     return Checkpoint(path).config
 
@@ -384,6 +391,9 @@ def _check_required(report: LoadReport, require: set[str]) -> None:
         missing = [name for name in report.missing if group_of(name) == group]
         if missing or group not in held:
             detail = f" ({len(missing)} tensors missing, {missing[0]} first)" if missing else ""
+            strange = [name for name in report.unexpected if group_of(name) == "other"]
+            if missing and strange:
+                detail = f"{detail[:-1]}; what is there is called {strange[0]}, ...)"
             raise UserError(
                 f"{report.source} lacks {GROUP_NAMES[group]}{detail}; "
                 "give a checkpoint that was trained with it"

@@ -126,15 +126,20 @@ def read_weights(found: WeightFiles, model_type: str = "bert") -> dict[str, Tens
     Args:
         model_type: of the model in the files, a key of `ARCHITECTURES`.
 
-    The decoder of a masked LM is left out where it equals the word embeddings.
+    The decoder of a masked LM is left out where it equals the word embeddings, and what is no
+    weight of ours where it is no number in floating point, such as the counters of a metric.
 
     Raises:
         UserError: a damaged file, a value that is not finite, an unusable type.
     """
     weights: dict[str, Tensor] = {}
-    for file in found.files:
-        for name, tensor in _renamed(_read_file(file), model_type):
-            value = _checked(file, name, tensor)
+    contents = [_read_file(file) for file in found.files]
+    for file, content in zip(found.files, _renamed(contents, model_type), strict=True):
+        for name, tensor in content:
+            is_ours = group_of(name) != "other"
+            if not is_ours and tensor.dtype not in WEIGHT_TYPES:
+                continue
+            value = _checked(file, name, tensor) if is_ours else tensor.float()
             if name in weights and not torch.equal(weights[name], value):
                 raise UserError(f"{file}: two different tensors for {name}")
             weights[name] = value
@@ -150,20 +155,33 @@ def read_shapes(found: WeightFiles, model_type: str = "bert") -> dict[str, tuple
     Raises:
         UserError: a damaged file.
     """
+    contents = [_read_shapes(file) for file in found.files]
     weights = {
         name: torch.empty(shape, device="meta")
-        for file in found.files
-        for name, shape in _renamed(_read_shapes(file), model_type)
+        for content in _renamed(contents, model_type)
+        for name, shape in content
     }
     adapted = ARCHITECTURES[model_type].adapt(weights)
     return {name: tuple(tensor.shape) for name, tensor in adapted.items()}
 
 
-def _renamed(values: dict[str, Any], model_type: str) -> Iterable[tuple[str, Any]]:
-    """Yield the weights in `values` with their published names."""
-    for name, value in values.items():
-        if not IGNORED.search(name):
-            yield published_name(name, model_type), value
+def _renamed(contents: list[dict[str, Any]], model_type: str) -> Iterable[list[tuple[str, Any]]]:
+    """Yield, for the content of each file, its weights with their published names."""
+    wrapper = _wrapper_of([name for content in contents for name in content], model_type)
+    for content in contents:
+        kept = [(name, value) for name, value in content.items() if not IGNORED.search(name)]
+        yield [(published_name(name.removeprefix(wrapper), model_type), v) for name, v in kept]
+
+
+def _wrapper_of(names: list[str], model_type: str) -> str:
+    """Return what stands before the names of the one model in a file, whatever it was wrapped in.
+
+    >>> _wrapper_of(["net.bert.embeddings.word_embeddings.weight", "net.classifier.bias"], "bert")
+    'net.'
+    """
+    pattern = re.compile(rf"(.*?)({model_type}\.)?embeddings\.word_embeddings\.weight")
+    found = {match[1] for match in map(pattern.fullmatch, names) if match}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _checked(file: Path, name: str, tensor: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from transformer.corpus.instances import InstanceSettings, TokenTable
 from transformer.corpus.token_store import StoreState
 from transformer.corpus.tokens import BlockTokenizer
 from transformer.file_utils import upload
-from transformer.files import UserError, atomic_write, read_json, sync_directory
+from transformer.files import UserError, atomic_write, read_state, sync_directory, write_state
 from transformer.runtime.fingerprint import Fingerprint, check_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -61,12 +61,6 @@ class RunState:
         return len(self.instances_of_epoch)
 
 
-def _fits(stored: Any, state: Any) -> bool:
-    """Say whether a JSON value has the keys of a dataclass, and values of their types."""
-    types = {key: type(value) for key, value in asdict(state).items()}
-    return isinstance(stored, dict) and {key: type(stored[key]) for key in stored} == types
-
-
 class PregenerationRun:
     """One run: where its files are, and its state.
 
@@ -93,21 +87,16 @@ class PregenerationRun:
         Raises:
             UserError: it was started with other settings, or its finished files are gone.
         """
-        path = self.output_dir / STATE_FILE
-        if not path.exists():
+        try:
+            saved = read_state(self.output_dir / STATE_FILE)
+        except UserError as error:
+            raise UserError(f"--resume: {error}; begin anew with --overwrite_output_dir") from None
+        if saved is None:
             return
-        saved = read_json(path)
-        state = saved.get("state")
-        if not _fits(state, RunState()) or (
-            state["store"] and not _fits(state["store"], StoreState())
-        ):
-            raise UserError(
-                f"--resume: {path} is no state of a run; begin anew with --overwrite_output_dir"
-            )
         check_fingerprint(
-            saved.get("fingerprint"), self.fingerprint, self.output_dir, "--overwrite_output_dir"
+            saved["fingerprint"], self.fingerprint, self.output_dir, "--overwrite_output_dir"
         )
-        self.state = RunState(**state)
+        self.state = RunState(**saved["state"])
         for epoch in range(self.state.epoch):
             if not self.epoch_path(epoch).exists():
                 raise UserError(
@@ -127,9 +116,8 @@ class PregenerationRun:
 
     def save(self) -> None:
         """Write the state; what it speaks of must be on the disk already."""
-        with atomic_write(self.output_dir / STATE_FILE) as file:
-            held = {"fingerprint": self.fingerprint, "state": asdict(self.state)}
-            json.dump(held, file, indent=1)
+        held = {"fingerprint": self.fingerprint, "state": asdict(self.state)}
+        write_state(self.output_dir / STATE_FILE, held)
         self._saved_at = time.monotonic()
 
     def saving_is_due(self) -> bool:

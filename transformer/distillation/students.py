@@ -99,9 +99,35 @@ def ready_to_train(
     return student.to(runtime.device).train()
 
 
-def check_vocabularies(student: BertTokenizer, teacher: BertTokenizer) -> None:
-    """Raise UserError unless student and teacher number the same tokens alike."""
+def check_words(tokenizer: BertTokenizer, config: BertConfig, whose: str) -> None:
+    """Raise UserError where a model has no embedding for a token of the vocabulary."""
+    entries = len(tokenizer.vocab)
+    if config.vocab_size < entries:
+        raise UserError(
+            f"{whose}'s vocab_size is {config.vocab_size}, but the vocabulary has {entries} "
+            f"entries; set it to that in {whose}'s config.json"
+        )
+
+
+def words_of_teacher(student: BertConfig, teacher: BertConfig) -> dict[str, int]:
+    """Return the change that gives a new student as many words as its teacher, not more."""
+    if student.vocab_size <= teacher.vocab_size:
+        return {}
+    logger.info(
+        "the student's config.json says vocab_size %d; it gets %d, as the teacher has",
+        *(student.vocab_size, teacher.vocab_size),
+    )
+    return {"vocab_size": teacher.vocab_size}
+
+
+def check_vocabularies(student: BertTokenizer, teacher: BertTokenizer, read_by: str) -> None:
+    """Raise UserError unless student and teacher number the same tokens alike.
+
+    Args:
+        read_by: whose settings decide how text is cut, where they differ.
+    """
     if student.vocab == teacher.vocab:
+        _compare_settings(student.settings, teacher.settings, read_by)
         return
     ours, theirs = list(student.vocab), list(teacher.vocab)
     place = next(
@@ -112,6 +138,30 @@ def check_vocabularies(student: BertTokenizer, teacher: BertTokenizer) -> None:
         f"student and teacher have different vocabularies ({len(ours)} and {len(theirs)} entries; "
         f"they differ from line {place + 1} on): use a student that was made for this teacher"
     )
+
+
+def _compare_settings(student: dict[str, Any], teacher: dict[str, Any], read_by: str) -> None:
+    """Warn where one of two models was trained on text that was cut in another way."""
+
+    def effective(settings: dict[str, Any]) -> dict[str, Any]:
+        strips = settings.get("strip_accents")  # None: whatever lower-cases also strips
+        return {
+            **settings,
+            "strip_accents": settings["do_lower_case"] if strips is None else strips,
+        }
+
+    ours, theirs = effective(student), effective(teacher)
+    differing = [
+        f"{name} is {ours.get(name)} for the student and {theirs.get(name)} for the teacher"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    if differing:
+        logger.warning(
+            "WARNING: %s; both read text as the %s does. If that is wrong, correct the other's "
+            "tokenizer_config.json, or give --do_lower_case or --no-do_lower_case",
+            *("; ".join(differing), read_by),
+        )
 
 
 def student_changes(

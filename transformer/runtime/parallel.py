@@ -32,6 +32,8 @@ Result = TypeVar("Result")
 # nor multiplies matrices. Where forking is not the custom, workers are spawned.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 def usable_cores() -> int:
     """Return the number of processor cores that this process may use."""
@@ -89,7 +91,12 @@ def _start(function: Callable[[Any], Any]) -> _Worker:
     context = multiprocessing.get_context(START_METHOD)
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-    process.start()
+    # subtle: Python drops what the handler of a signal raises in the hooks it calls round a fork.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
     # Closed here, so that the end of the worker is the end of the connection.
     theirs.close()
     return _Worker(process, ours)
@@ -156,6 +163,7 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
     # Ctrl-C reaches the whole group; the parent answers it and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:

@@ -104,9 +104,10 @@ def deliver(args: argparse.Namespace, task: Task, runtime: Runtime) -> None:
 
 def _plan(args: argparse.Namespace, task: Task, runtime: Runtime) -> Delivery:
     args = with_defaults(args, task)
-    trained = str(args.output_dir) if trains(args) else args.student_model
-    checkpoint = open_checkpoint(trained, args)
-    teacher = open_checkpoint(args.teacher_model, args)
+    checkpoint = open_checkpoint("student_model", args)
+    if trains(args):  # what was just made of it
+        checkpoint = Checkpoint(args.output_dir, args.do_lower_case)
+    teacher = open_checkpoint("teacher_model", args)
     config = checkpoint.config
     check_task_fits(task, args.max_seq_length, config, "the model")
     # A task of the user's own may come without its training file: the model knows the labels.

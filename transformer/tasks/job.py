@@ -21,11 +21,13 @@ from transformer.distillation.objectives import Objective, with_variances
 from transformer.distillation.start import has_teachers_shapes, plan_start
 from transformer.distillation.students import (
     check_vocabularies,
+    check_words,
     prepare_teacher,
     student_changes,
+    words_of_teacher,
 )
 from transformer.distillation.teacher_logits import teacher_logits
-from transformer.file_utils import cached_path
+from transformer.file_utils import model_path
 from transformer.files import UserError
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime.parallel import usable_cores
@@ -58,11 +60,11 @@ from transformer.training.packed import PackedDataset
 logger = logging.getLogger(__name__)
 
 
-def open_checkpoint(name: str | None, args: argparse.Namespace) -> Checkpoint | None:
+def open_checkpoint(flag: str, args: argparse.Namespace) -> Checkpoint | None:
     """Return the checkpoint that a flag names, fetched if need be; None where it names none."""
-    if name is None:
+    if getattr(args, flag) is None:
         return None
-    return Checkpoint(cached_path(name, args.cache_dir), args.do_lower_case)
+    return Checkpoint(model_path(flag, args), args.do_lower_case)
 
 
 def shared_tokenizer(student: Checkpoint, teacher: Checkpoint | None) -> BertTokenizer:
@@ -71,8 +73,12 @@ def shared_tokenizer(student: Checkpoint, teacher: Checkpoint | None) -> BertTok
     if not owners:
         raise UserError(f"{student}: no vocab.txt; copy the vocabulary of its teacher there")
     if len(owners) == 2:
-        check_vocabularies(*(model.tokenizer for model in owners))
-    return owners[0].tokenizer
+        check_vocabularies(*(model.tokenizer for model in owners), "student")
+    tokenizer = owners[0].tokenizer
+    for whose, model in (("the student", student), ("the teacher", teacher)):
+        if model is not None:
+            check_words(tokenizer, model.config, whose)
+    return tokenizer
 
 
 def token_cache(args: argparse.Namespace, tokenizer: BertTokenizer, runtime: Runtime) -> TokenCache:
@@ -154,10 +160,10 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
         UserError: they do not fit.
     """
     args = with_defaults(args, task)
-    student = open_checkpoint(args.student_model, args)
+    student = open_checkpoint("student_model", args)
     teacher = None
     if asks_teacher(args) or args.init_from_teacher:
-        teacher = open_checkpoint(args.teacher_model, args)
+        teacher = open_checkpoint("teacher_model", args)
     task = with_known_labels(task, args, teacher)
     tokenizer = shared_tokenizer(student, teacher)
     changes, comparisons = _check_models(args, task, student, teacher)
@@ -250,12 +256,14 @@ def _check_models(
         if needs_teacher(args):
             _check_fine_tuned(teacher, task)
         check_classifier(teacher, task, "the teacher", need_classifier=True)
+        changes = {} if student.files else words_of_teacher(student.config, teacher.config)
+        config = student.config.changed(**changes)
         if args.init_from_teacher:
-            plan_start(args.init_from_teacher, student.config, teacher.config)
+            plan_start(args.init_from_teacher, config, teacher.config)
         if learns_layers(args):
-            same = has_teachers_shapes(student.config, teacher.config)
+            same = has_teachers_shapes(config, teacher.config)
             copies = bool(args.init_from_teacher) and same
-            changes = student_changes(student.config, teacher.config, copies_layers=copies)
+            changes |= student_changes(config, teacher.config, copies_layers=copies)
             comparisons = plan_comparisons(args, student.config.changed(**changes), teacher.config)
     if learns_task(args):
         comparisons += _compare_logits(args, task)

@@ -17,7 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from transformer.file_utils import cached_path, told_with
 from transformer.files import UserError, atomic_write
+from transformer.runtime.output_dir import RunLock
 from transformer.runtime.progress import Progress
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.files import BLANK, RowReader
@@ -184,16 +186,23 @@ def _find_text_columns(path: Path, source: Source, errors: str) -> Texts:
 
 
 def predict(args: argparse.Namespace, runtime: Runtime) -> None:
-    """Answer every line of what --predict names, and write one line for each."""
-    model = open_text_model(
-        args.student_model,
-        max_seq_length=args.max_seq_length,
-        batch_size=args.eval_batch_size,
-        runtime=runtime,
-        cache_dir=args.cache_dir,
-        null_threshold=args.null_score_diff_threshold,
-    )
+    """Answer every line of what --predict names, and write one line for each.
+
+    Raises:
+        UserError: the model or the input cannot be read, or another run writes to --output.
+    """
     with ExitStack() as stack:
+        if args.output is not None:
+            runtime.on_main(lambda: _lock_output(args, stack))
+        with told_with("student_model"):
+            path = cached_path(args.student_model, args.cache_dir)
+        model = open_text_model(
+            path,
+            max_seq_length=args.max_seq_length,
+            batch_size=args.eval_batch_size,
+            runtime=runtime,
+            null_threshold=args.null_score_diff_threshold,
+        )
         lines = _open_input(args, model, stack)
         output: IO[str] | None = None
         if runtime.is_main:
@@ -204,6 +213,14 @@ def predict(args: argparse.Namespace, runtime: Runtime) -> None:
     if model.truncated:
         what = "questions were cut" if isinstance(model, QuestionAnswerer) else "texts were cut"
         logger.warning("%d %s to fit %d tokens", model.truncated, what, model.max_seq_length)
+
+
+def _lock_output(args: argparse.Namespace, stack: ExitStack) -> None:
+    """Hold --output for the length of the run."""
+    lock = RunLock(args.output.parent, f"--output {args.output}", args.output.name)
+    lock.take()
+    stack.callback(lock.release, remove=True)
+    check_predict(args)  # another run may have written it meanwhile
 
 
 def _open_input(args: argparse.Namespace, model: TextModel, stack: ExitStack) -> Lines:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import shutil
+import sys
 
-from transformer.files import UserError
+from transformer.files import EnvironmentFault, UserError
 from transformer.optimization import SCHEDULES
 from transformer.runtime.output_dir import restarted
 
@@ -159,6 +162,17 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--data_url {args.data_url}: give s3://BUCKET/PREFIX or a directory")
     if args.tensorboard:
         _check_tensorboard()
+    if args.compile:
+        _check_compiler()
+
+
+def _check_compiler() -> None:
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise EnvironmentFault(
+            f"--compile needs a C++ compiler, and there is no {compiler} in PATH; install one, "
+            "name one in CXX, or leave the flag out"
+        )
 
 
 def _check_tensorboard() -> None:

@@ -20,6 +20,7 @@ from transformer.checkpoint.weight_files import save_torch
 from transformer.files import UserError
 from transformer.runtime.fingerprint import Fingerprint, check_fingerprint, fingerprint
 from transformer.runtime.metrics_log import MetricsLog
+from transformer.runtime.output_dir import MODEL_FILES
 from transformer.runtime.ranks import Runtime
 from transformer.training.meter import LossMeter
 from transformer.training.steps import RunPlan
@@ -118,6 +119,12 @@ def _read_state(path: Path) -> dict[str, Any] | None:
     )
     if not is_ours:
         raise UserError(DAMAGED.format(path))
+    gone = [name for name in state.get("files", ()) if not (path.parent / str(name)).is_file()]
+    if state["finished"] and gone:
+        raise UserError(
+            f"--resume: the run in {path.parent} is finished, but {gone[0]} is gone; put it back, "
+            "or begin anew with --overwrite_output_dir"
+        )
     return state
 
 
@@ -165,7 +172,14 @@ def earlier_state(
 
 def mark_finished(output_dir: Path, state: RunState) -> None:
     """Replace the state by a word that the run is done; what it held is not needed any more."""
-    marker = {"fingerprint": state.fingerprint, "finished": True, "step": state.step}
+    written = [f"{place}{name}" for place in ("", "best/") for name in MODEL_FILES]
+    files = [name for name in written if (output_dir / name).is_file()]
+    marker = {
+        "fingerprint": state.fingerprint,
+        "finished": True,
+        "step": state.step,
+        "files": files,
+    }
     save_torch(marker, output_dir / STATE_FILE)
 
 
