@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The ablations of the paper (arXiv 1909.10351, tables 2 to 4) on one task, each by its flags.
+# The ablations of the paper (arXiv 1909.10351, tables 2 to 4) on one task, each by its flags, and
+# those of a student that is computed from its teacher.
 #
 #   TEACHER=teacher GENERAL=general_tinybert STUDENT_CONFIG=examples/student_configs/tinybert_4l_312d \
 #       DATA_DIR=GLUE_DIR/CoLA TASK_NAME=CoLA OUTPUT_DIR=ablations bash examples/ablations.sh
@@ -76,6 +77,18 @@ both_stages no_pred "$GENERAL" "$aug" "--hard_labels"
 both_stages top "$GENERAL" "$aug --layer_mapping top" "$aug"
 both_stages bottom "$GENERAL" "$aug --layer_mapping bottom" "$aug"
 
+# The short way of README.md: computed from the teacher, then its predictions; the same training from
+# a random start; and the student as computed, which no step of a rate of 0 changes.
+prediction_stage() {
+    is_chosen "$1" || return 0
+    distil "$1/tinybert" --pred_distill --teacher_model "$TEACHER" \
+        --student_model "$STUDENT_CONFIG" "${@:2}"
+}
+prediction_stage closed_form --init_from_teacher uniform --learning_rate 1e-4 $aug
+prediction_stage no_closed_form --learning_rate 1e-4 $aug
+prediction_stage closed_form_only --init_from_teacher uniform --learning_rate 0 \
+    --num_train_epochs 0.001
+
 [ -n "${DRY_RUN:-}" ] || "${PYTHON:-python}" - "$OUTPUT_DIR" <<'PYTHON'
 import json
 import sys
@@ -92,5 +105,5 @@ for name, results in found.items():
         for key, value in results.items()
         if isinstance(value, float) and not key.startswith("teacher_") and key not in others
     ]
-    print(f"{name:10}", "  ".join(cells))
+    print(f"{name:16}", "  ".join(cells))
 PYTHON

@@ -92,6 +92,10 @@ def chain_dir(tmp_path: Path, make_checkpoint: Callable[..., Path], corpus_file:
         shift
         # Measuring speed takes most of a minute, and has tests of its own.
         for argument; do [ "$argument" = --benchmark ] || arguments+=("$argument"); done
+        if [ "$script" = -m ]; then
+            PYTHONPATH='{ROOT}' '{sys.executable}' -m "${{arguments[@]}}" --max_seq_length 32
+            return
+        fi
         case $script in {small} esac
         '{sys.executable}' '{ROOT}'/"$script" "${{arguments[@]}}" $extra
     }}

@@ -16,7 +16,7 @@ ORDER = (
     ("file_utils", "download", "hub", "s3", "archives"),
     ("characters", "vocabulary", "attention", "configuration"),
     ("tokenization", "modeling", "optimization"),
-    ("packed_linear", "sentence_pieces"),
+    ("packed_linear", "sentence_pieces", "costs"),
     ("architectures",),
     ("runtime",),
     ("checkpoint",),

@@ -14,6 +14,11 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
+import torch
+
+from transformer.configuration import BertConfig
+from transformer.costs import count_parameters, sentence_flops
+from transformer.modeling import TinyBertForSequenceClassification
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,6 +28,7 @@ SCRIPTS = (
     "data_augmentation",
     "task_distill",
 )
+COMMANDS = (*SCRIPTS, "transformer.distillation.suggest")
 BASH_BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 # Flags of other programs that the text names.
 FOREIGN_FLAGS = {
@@ -60,11 +66,11 @@ def expand(word: str, variables: dict[str, str]) -> str:
 
 
 def script_calls() -> list[tuple[str, list[str]]]:
-    """List (script, arguments) for every call of one of the four scripts."""
+    """List (script, arguments) for every call of one of `COMMANDS`."""
     calls = []
     for command in readme_commands():
         for index, word in enumerate(command):
-            if word.removesuffix(".py") in SCRIPTS and command[0] in ("python", "torchrun"):
+            if word.removesuffix(".py") in COMMANDS and command[0] in ("python", "torchrun"):
                 arguments = command[index + 1 :]
                 calls.append((word.removesuffix(".py"), arguments))
                 break
@@ -72,7 +78,7 @@ def script_calls() -> list[tuple[str, list[str]]]:
 
 
 def test_readme_shows_every_script() -> None:
-    assert {script for script, _ in script_calls()} == set(SCRIPTS)
+    assert {script for script, _ in script_calls()} == set(COMMANDS)
 
 
 @pytest.mark.parametrize(("script", "arguments"), script_calls(), ids=lambda value: str(value)[:60])
@@ -90,20 +96,20 @@ def test_continued_lines_paste() -> None:
 
 
 def test_flags_in_the_text_exist() -> None:
-    known = FOREIGN_FLAGS | {flag for script in SCRIPTS for flag in flags_of(parser_of(script))}
+    known = FOREIGN_FLAGS | {flag for script in COMMANDS for flag in flags_of(parser_of(script))}
     prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
     named = {flag for code in re.findall(r"`([^`]+)`", prose) for flag in re.findall(FLAG, code)}
     assert named, "no flag found in the text"
     assert named - known == set()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", COMMANDS)
 def test_every_flag_has_help(script: str) -> None:
     silent = [action.dest for action in parser_of(script)._actions if not action.help]
     assert silent == []
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", COMMANDS)
 def test_help_can_be_printed(script: str) -> None:
     assert script in parser_of(script).format_help() or "usage:" in parser_of(script).format_help()
 
@@ -133,6 +139,28 @@ def test_the_tree_is_the_tree() -> None:
         assert line.split(maxsplit=1)[1:] or match[3], f"say what {match[2]} is for"
     there = [*ROOT.glob("*.py"), *(ROOT / "transformer").rglob("*.py")]
     assert sorted(listed) == sorted(path for path in there if path.name != "__init__.py")
+
+
+def test_the_sizes_of_the_student_configurations() -> None:
+    """Each directory has a row, with its sizes, its parameters and its arithmetic."""
+    teachers = {"MiniLM-L6": BertConfig(hidden_size=384, num_hidden_layers=6)}
+    teachers["MiniLM-L6"].intermediate_size = 1536
+    teachers["BERT-base"] = BertConfig()
+    listed = set()
+    for row in re.findall(r"^\| \[`.*student_configs.*$", README, re.MULTILINE):
+        name, teacher, *told = [cell.strip(" `") for cell in row.strip("|").split("|")]
+        name = name.partition("]")[0].strip("[`")
+        listed.add(name)
+        config = BertConfig.from_json_file(
+            ROOT / "examples" / "student_configs" / name / "config.json"
+        )
+        with torch.device("meta"):
+            count, _ = count_parameters(TinyBertForSequenceClassification(config))
+        fewer = sentence_flops(teachers[teacher], 128) / sentence_flops(config, 128)
+        sizes = f"{config.num_hidden_layers} layers of {config.hidden_size}"
+        assert told == [sizes, f"{count / 1e6:.1f} M", f"{fewer:.1f}x"], name
+    directories = (ROOT / "examples" / "student_configs").iterdir()
+    assert listed == {path.name for path in directories if not path.name.endswith("_zh")}
 
 
 OTHER_NAMES = {"sklearn": "scikit-learn"}  # packages that are imported by another name

@@ -696,7 +696,7 @@ def test_the_ablations_are_commands_that_parse(tmp_path: Path) -> None:
     ).stdout.splitlines()
     parser = task_distill.build_parser()
     runs = [parser.parse_args(shlex.split(line)[2:]) for line in printed]
-    assert len(runs) == 21  # eleven students, one of which is only fine-tuned
+    assert len(runs) == 24  # fourteen students, ten of them in two stages
     assert all(run.seed == [1, 2] for run in runs)
     by_name = {"/".join(run.output_dir.parts[-2:]): run for run in runs}
     assert by_name["no_trm/intermediate"].attention_weight == 0
@@ -704,6 +704,14 @@ def test_the_ablations_are_commands_that_parse(tmp_path: Path) -> None:
     assert by_name["no_pred/tinybert"].hard_labels and not by_name["no_pred/tinybert"].aug_train
     assert by_name["no_gd/intermediate"].student_model == settings["STUDENT_CONFIG"]
     assert by_name["top/intermediate"].layer_mapping == "top"
+    computed, random = by_name["closed_form/tinybert"], by_name["no_closed_form/tinybert"]
+    assert (computed.init_from_teacher, random.init_from_teacher) == ("uniform", None)
+    assert {**vars(computed), "output_dir": 0} == {
+        **vars(random),
+        "output_dir": 0,
+        "init_from_teacher": "uniform",
+    }
+    assert by_name["closed_form_only/tinybert"].learning_rate == 0
     del settings["TEACHER"]
     failed = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
     assert (failed.returncode, "TEACHER is not set" in failed.stderr) == (2, True)

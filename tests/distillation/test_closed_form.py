@@ -270,6 +270,7 @@ def test_a_teacher_of_low_rank_is_reproduced(
         ({"fit_per_layer": True, "max_position_embeddings": 80}, ((1, 2), (2, 4))),
         ({}, ((2, 4),)),  # the first layer has no teacher
         ({"num_hidden_layers": 4}, ((1, 1), (2, 2), (3, 3), (4, 4))),
+        ({"num_hidden_layers": 6}, ((1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (6, 4))),  # deeper
         ({"hidden_size": 32}, ((1, 2), (2, 4))),  # equal width, other neurons
     ],
 )
@@ -308,8 +309,7 @@ def test_any_student_begins_nearer_than_at_random(
     ("changes", "pairs", "told"),
     [
         ({"num_attention_heads": 5}, ((1, 2), (2, 4)), "5 heads cannot be made of the teacher's 4"),
-        ({}, ((1, 4), (2, 2)), "list them in rising order"),
-        ({}, ((1, 2), (2, 2)), "list them in rising order"),
+        ({}, ((1, 4), (2, 2)), "list the teacher's layers in rising order"),
     ],
 )
 def test_what_cannot_be_computed_is_told(
@@ -317,6 +317,44 @@ def test_what_cannot_be_computed_is_told(
 ) -> None:
     with pytest.raises(UserError, match=told):
         check_closed_form(replace(narrow_config, **changes), tiny_config, pairs)
+
+
+def test_layers_of_one_teacher_layer_share_its_neurons(
+    tiny_config: BertConfig, narrow_config: BertConfig
+) -> None:
+    sizes = {"num_hidden_layers": 3, "intermediate_size": 12}
+    student, teacher = pair_of(tiny_config, narrow_config, **sizes)
+    batches = random_batches(tiny_config, 8)
+    chosen = []
+    steps = _ClosedForm(student, teacher, ((1, 3), (2, 3), (3, 3)), batches, 1e-3)
+    neurons = steps.neurons
+
+    def spy(layer: torch.nn.Module, x: list, halves: list) -> None:
+        before = torch.cat([states.taken for states in halves])
+        neurons(layer, x, halves)
+        chosen.append(torch.cat([states.taken for states in halves]) & ~before)
+
+    steps.neurons = spy
+    with torch.no_grad():
+        report = steps.run()
+    # 12 + 12 + 12 of the 3 * 37 neurons of teacher layers 1 to 3, each once.
+    assert [int(each.sum()) for each in chosen] == [12, 12, 12]
+    assert int(torch.stack(chosen).sum(0).max()) == 1
+    assert report.explained[1] < report.explained[2] < report.explained[3]
+
+
+def test_rows_that_the_teacher_lacks_begin_at_the_mean(
+    tiny_config: BertConfig, narrow_config: BertConfig
+) -> None:
+    more = {"max_position_embeddings": 80, "type_vocab_size": 3}
+    student, teacher = pair_of(tiny_config, narrow_config, **more)
+    compute_student(student, teacher, ((1, 2), (2, 4)), random_batches(tiny_config))
+    for name, there in (("position_embeddings", 64), ("token_type_embeddings", 2)):
+        table = getattr(student.bert.embeddings, name).weight
+        mean = table[:there].mean(0)
+        assert mean.abs().max() > 1e-3
+        for row in table[there:]:
+            torch.testing.assert_close(row, mean, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("relu", [False, True])

@@ -13,6 +13,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from transformer.configuration import BertConfig
+from transformer.costs import count_parameters, sentence_flops
 from transformer.files import UserError
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.tasks import benchmark as costs
@@ -25,11 +26,9 @@ from transformer.tasks.benchmark import (
     comparison,
     comparison_picture,
     comparison_table,
-    count_parameters,
     measure,
     noise,
     save_picture,
-    sentence_flops,
     share_kept,
     size_on_disk,
     subject_of,

@@ -6,7 +6,8 @@ m learns from teacher layer g(m); X has one row for each token of a little text.
 1. One basis for all layers: P, the d - 1 leading directions of the teacher's states, whose
    covariances are added up, each divided by its trace. A student state is (h - mu) E with E = P Q',
    where the columns of Q are orthogonal to (1, ..., 1): LayerNorm takes that direction away.
-2. Embeddings: tables times E; gamma and beta by a regression for each coordinate.
+2. Embeddings: tables times E; gamma and beta by a regression for each coordinate. Rows that the
+   teacher lacks begin at the mean of those that it has.
 3. Queries and keys: R reads the teacher's input back from the student's state. With S the root of
    the second moment of [state, 1], the leading part of the SVD of S Q_h K_h' S gives the scores
    that are nearest to the teacher's on this text, among those of width k.
@@ -16,9 +17,15 @@ m learns from teacher layer g(m); X has one row for each token of a little text.
 6. Feed-forward: of the neurons of all teacher layers up to g(m), those that move the student's
    states most, read through R; their output as in 5. What is fitted always stands on the student's
    own states, so that no error adds up unseen.
+   Where several student layers learn from one teacher layer, each but the first starts from where
+   the one below came and goes on to the same end, with neurons that are not taken yet.
 7. Projection to the teacher's width: least squares, layers weighted to equal variance.
 8. Head of a fine-tuned teacher: pooled units by their weight in the classifier, then least squares
    to the logits; of token heads, least squares at every token.
+
+What a NEZHA knows of positions is not computed: it stands in the scores of its layers, in none of
+its states, and a BERT has no other place for it than its position embeddings. They begin at zero,
+queries and keys at what the words say, and training finds the rest.
 
 Whatever is summed over tokens is summed in fp64, batch by batch; the states of a few layers are
 held at a time. Nothing is drawn at random: the same text gives the same student.
@@ -26,7 +33,7 @@ held at a time. Nothing is drawn at random: the same text gives the same student
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,6 +59,8 @@ HEAD_RIDGE = 1e-2
 # In the last layer of a model that reads the first token, each of these counts as so many tokens.
 FIRST_TOKEN_WEIGHT = 8.0
 
+ROWS_AT_ONCE = 1024  # tokens that are held in fp64, to be added up
+
 States = list[Tensor]  # (B, T, width) of each batch
 
 
@@ -72,13 +81,15 @@ class Moments:
 
     def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
         """Add rows x (r, n) and y (r, p), counted `weights` (r,) times."""
-        x, y = _with_one(x.double()), y.double()
         if weights is None:
             weights = torch.ones(len(x), device=x.device)
-        weighted = x * weights.double()[:, None]
-        self.xx += weighted.T @ x
-        self.xy += weighted.T @ y
-        self.yy += weights.double() @ y.square()
+        for parts in zip(*(rows.split(ROWS_AT_ONCE) for rows in (x, y, weights)), strict=True):
+            x, y, weights = (part.double() for part in parts)
+            x = _with_one(x)
+            weighted = x * weights[:, None]
+            self.xx += weighted.T @ x
+            self.xy += weighted.T @ y
+            self.yy += weights @ y.square()
 
     def add_scaled(self, other: Moments, scale: float) -> None:
         """Add all of `other`, counted `scale` times."""
@@ -159,6 +170,64 @@ def _root(moment: Tensor) -> tuple[Tensor, Tensor]:
     return vectors * roots @ vectors.T, vectors * inverse @ vectors.T
 
 
+# ------------------------------------------------------------------------------- the one basis
+
+
+@torch.no_grad()
+def state_moments(
+    teacher: BertModel, batches: Sequence[Batch], layers: Iterable[int]
+) -> dict[int, Moments]:
+    """Return the moments of the teacher's states (tokens, D), by layer; 0 is the embeddings.
+
+    Args:
+        teacher: in eval mode, on the device of the batches.
+        layers: whose states are wanted.
+    """
+    wanted, found = set(layers), {}
+    h = [teacher.embeddings(b.input_ids, b.token_type_ids) for b in batches]
+    masks = [_additive(b.attention_mask) for b in batches]
+    for g in range(max(wanted) + 1):
+        if g:
+            layer = teacher.encoder.layer[g - 1]
+            h = [layer(state, mask, False)[0] for state, mask in zip(h, masks, strict=True)]
+        if g in wanted:
+            found[g] = Moments(h[0].shape[-1], 0, h[0].device)
+            for state, batch in zip(h, batches, strict=True):
+                rows = state[batch.attention_mask]
+                found[g].add(rows, rows[:, :0])
+    return found
+
+
+def joint_covariance(layers: Iterable[Moments]) -> tuple[Tensor, Tensor]:
+    """Return mean (D,) and covariance (D, D) of several layers, each divided by its trace."""
+    covariance, mean, total = 0.0, 0.0, 0.0
+    for moments in layers:
+        mean_g, _, covariance_g, _ = moments.centred()
+        weight = 1 / covariance_g.trace()
+        covariance = covariance + weight * covariance_g
+        mean, total = mean + weight * mean_g, total + weight
+    return mean / total, covariance
+
+
+def leading_directions(covariance: Tensor, count: int) -> Tensor:
+    """Return the directions of most variance as columns (D, count), the first of them last."""
+    return torch.linalg.eigh(covariance)[1][:, -count:]
+
+
+def variance_kept(moments: Moments, directions: Tensor) -> float:
+    """Return what share of a layer's variance lies in directions (D, n): tr(P'CP) / tr(C)."""
+    covariance = moments.centred()[2]
+    return float((directions * (covariance @ directions)).sum() / covariance.trace())
+
+
+def _additive(mask: Tensor) -> Tensor:
+    """Return what is added to the scores (B, 1, 1, T), so that no real token sees padding."""
+    return (~mask)[:, None, None, :].float() * MASKED_SCORE
+
+
+# ------------------------------------------------------------------------------- linear layers
+
+
 def _then(weights: Tensor, linear: nn.Linear) -> Tensor:
     """Return the affine map `weights` followed by a linear layer, (n + 1, p)."""
     composed = weights @ linear.weight.double().T
@@ -209,10 +278,11 @@ def check_closed_form(student: BertConfig, teacher: BertConfig, pairs: LayerPair
             f"merged or split as wholes; give a student of {', '.join(fits)} heads"
         )
     mapped = [g for _, g in pairs]
-    if mapped != sorted(set(mapped)):
+    if mapped != sorted(mapped):
         raise UserError(
-            f"--init_from_teacher {','.join(map(str, mapped))}: each teacher layer builds on the "
-            "one before, so list them in rising order, each once"
+            f"--init_from_teacher {','.join(map(str, mapped))}: a student is computed upwards, "
+            "each layer from the states of the one below, so list the teacher's layers in rising "
+            "order; one may stand there several times"
         )
     if type(student) is not BertConfig:
         raise UserError(
@@ -235,7 +305,7 @@ def compute_student(
 
     Args:
         student, teacher: in fp32, on the device of the batches. Both may have a head.
-        pairs: (m, g(m)), rising; student layers that are not listed pass their input on.
+        pairs: (m, g(m)), g not falling; student layers that are not listed pass their input on.
         batches: some thousands of tokens of the text that the student will meet.
         strength: of the ridge in steps 3 to 7.
     """
@@ -262,7 +332,7 @@ class _ClosedForm:
         self.teacher_of = dict(pairs)
         self.batches = batches
         self.masks = [b.attention_mask for b in batches]
-        self.additive = [(~mask)[:, None, None, :].float() * MASKED_SCORE for mask in self.masks]
+        self.additive = [_additive(mask) for mask in self.masks]
         self.width, self.teacher_width = student.config.hidden_size, teacher.config.hidden_size
         self.device = batches[0].input_ids.device
         self.reads_first_token = hasattr(student, "classifier") and student.bert.pooler is not None
@@ -276,18 +346,21 @@ class _ClosedForm:
         x = self.embeddings(h)
         fits = {0: self.moments(x, h)}
         reached = 0  # the teacher layer that h is the output of
+        halves: list[TeacherStates] = []
         layers = self.student.bert.encoder.layer
         for m, layer in enumerate(layers, start=1):
             self.weigh_first_token = self.reads_first_token and m == len(layers)
             if m not in self.teacher_of:
                 x = self.pass_on(layer, x)
                 continue
-            halves = []
+            is_next = reached < self.teacher_of[m]
+            if is_next:
+                halves = []
             while reached < self.teacher_of[m]:
                 reached += 1
                 halves.append(self.run_teacher_layer(reached, h))
                 before, h = h, halves[-1].outputs
-            x = self.layer(layer, m, x, before, halves)
+            x = self.layer(layer, m, x, before, halves, is_again=not is_next)
             fits[m] = self.moments(x, h)
         self.weigh_first_token = False
         self.projection(fits)
@@ -301,26 +374,15 @@ class _ClosedForm:
 
     def find_basis(self) -> None:
         """Find mu (D,) and E (D, d) from the states of the mapped layers and the embeddings."""
-        covariance, mean, total = 0.0, 0.0, 0.0
-        h = self.embed(self.teacher.bert)
-        for g in range(max(self.teacher_of.values()) + 1):
-            if g:
-                layer = self.teacher.bert.encoder.layer[g - 1]
-                h = [
-                    layer(state, mask, False)[0]
-                    for state, mask in zip(h, self.additive, strict=True)
-                ]
-            if g in (0, *self.teacher_of.values()):
-                mean_g, _, covariance_g, _ = self.moments(h).centred()
-                weight = 1 / covariance_g.trace()
-                covariance = covariance + weight * covariance_g
-                mean, total = mean + weight * mean_g, total + weight
+        layers = (0, *self.teacher_of.values())
+        moments = state_moments(self.teacher.bert, self.batches, layers)
+        self.mean, covariance = joint_covariance(moments.values())
         rank = min(self.width - 1, self.teacher_width)
-        leading = torch.linalg.eigh(covariance)[1][:, -rank:]
+        leading = leading_directions(covariance, rank)
         eye = torch.eye(self.width, dtype=torch.float64, device=self.device)
         # The first column of the orthogonal factor is the direction of ones.
         orthogonal = torch.linalg.qr(torch.cat([torch.ones_like(eye[:, :1]), eye[:, :-1]], 1))[0]
-        self.mean, self.basis = mean / total, leading @ orthogonal[:, 1 : 1 + rank].T
+        self.basis = leading @ orthogonal[:, 1 : 1 + rank].T
 
     def reduce(self, h: Tensor) -> Tensor:
         """Return the student's states (..., d) for teacher states (..., D)."""
@@ -334,7 +396,7 @@ class _ClosedForm:
         for name, table in _tables(self.teacher.bert).items():
             target = getattr(own, name).weight
             rows = min(len(table), len(target))
-            target.zero_()
+            target[:] = (table.mean(0) @ self.basis).to(target) if len(table) else 0.0
             target[:rows] = (table[:rows] @ self.basis).to(target)
         sums = [
             own.word_embeddings(b.input_ids)
@@ -352,16 +414,32 @@ class _ClosedForm:
     # 3 to 6 ------------------------------------------------------------------------------------
 
     def layer(
-        self, layer: BertLayer, m: int, x: States, before: States, halves: list[TeacherStates]
+        self,
+        layer: BertLayer,
+        m: int,
+        x: States,
+        before: States,
+        halves: list[TeacherStates],
+        is_again: bool,
     ) -> States:
         """Set student layer m; return its output.
 
         Args:
             x: its input.
             before: the input of teacher layer g(m).
-            halves: the states of the teacher layers from g(m - 1) + 1 to g(m).
+            halves: the states of the teacher layers up to g(m), from the one after the last that
+                an earlier student layer was computed from; those of that layer where it is g(m)
+                itself.
+            is_again: x stands for the output of teacher layer g(m) already, and is not taken back
+                to the middle of it.
         """
         target = halves[-1]
+        norm = target.layer.output.LayerNorm
+        end = target.outputs, target.output_deviations, norm
+        if is_again:  # the state has the scale of the target, not that of a sum before LayerNorm
+            gamma = norm.weight.mean()
+            end = target.outputs, [gamma.expand_as(d) for d in target.output_deviations], norm
+        middle = target.middles, target.middle_deviations, target.layer.attention.output.LayerNorm
         moments = self.moments(x, before)
         read_back = ridge(moments, self.strength)
         self.queries_keys(layer.attention.self, target.layer, read_back, moments, m)
@@ -370,19 +448,11 @@ class _ClosedForm:
             layer.attention.self(state, mask, False)[0]
             for state, mask in zip(x, self.additive, strict=True)
         ]
-        x = self.output(
-            layer.attention.output,
-            *(contexts, x, target.middles, target.middle_deviations),
-            target.layer.attention.output.LayerNorm,
-        )
+        x = self.output(layer.attention.output, contexts, x, *(end if is_again else middle))
         del contexts
         self.neurons(layer, x, halves)
         activations = [layer.intermediate(state) for state in x]
-        return self.output(
-            layer.output,
-            *(activations, x, target.outputs, target.output_deviations),
-            target.layer.output.LayerNorm,
-        )
+        return self.output(layer.output, activations, x, *end)
 
     def queries_keys(
         self,
@@ -459,14 +529,19 @@ class _ClosedForm:
 
     def neurons(self, layer: BertLayer, x: States, halves: list[TeacherStates]) -> None:
         """Take over the teacher's neurons that move the student's states most."""
-        maps, importances = [], []
+        maps, importances, taken = [], [], torch.cat([states.taken for states in halves])
         for states in halves:
             read_back = ridge(self.moments(x, states.middles), self.strength)
             maps.append(_then(read_back, states.layer.intermediate.dense))
             reaches = states.layer.output.dense.weight.double().T @ self.basis
             importances.append(states.activation_deviation * reaches.norm(dim=1))
-        count = min(layer.intermediate.dense.out_features, sum(map(len, importances)))
-        chosen = torch.cat(importances).topk(count).indices.sort().values
+        importance = torch.cat(importances)
+        importance = torch.where(taken, importance - importance.max(), importance)  # come last
+        count = min(layer.intermediate.dense.out_features, len(importance))
+        chosen = importance.topk(count).indices.sort().values
+        taken[chosen] = True
+        for states, part in zip(halves, taken.split(list(map(len, importances))), strict=True):
+            states.taken = part
         _set(layer.intermediate.dense, torch.cat(maps, 1)[:, chosen], slice(0, count))
 
     def pass_on(self, layer: BertLayer, x: States) -> States:
@@ -483,8 +558,8 @@ class _ClosedForm:
         total: Tensor | float = 0.0
         for number, (z, target) in enumerate(zip(sums, targets, strict=True)):
             u = F.layer_norm(z, z.shape[-1:], eps=norm.eps)
-            u, y, weight = *self.rows(number, u, target), self.row_weights(number)
-            weight = weight.double()[:, None]
+            u, y = (state.double() for state in self.rows(number, u, target))
+            weight = self.row_weights(number).double()[:, None]
             parts = (u, y, u * u, u * y, torch.ones_like(u))
             total = total + torch.stack([(weight * part).sum(0) for part in parts])
         mean_u, mean_y, uu, uy = total[:4] / total[4]
@@ -559,16 +634,18 @@ class _ClosedForm:
             found.outputs.append(layer.output.LayerNorm(z_out))
             found.output_deviations.append(z_out.std(-1, keepdim=True, correction=0))
             (rows,) = self.rows(place, activation)
-            sums = sums + torch.stack([rows.sum(0), rows.square().sum(0)])
+            parts = rows, rows.square()
+            sums = sums + torch.stack([part.sum(0, dtype=torch.float64) for part in parts])
         mean, square = sums / sum(int(mask.sum()) for mask in self.masks)
         found.activation_deviation = (square - mean.square()).clamp_min(0).sqrt()
+        found.taken = torch.zeros_like(mean, dtype=torch.bool)
         return found
 
     # -------------------------------------------------------------------------------------- rows
 
     def rows(self, number: int, *states: Tensor) -> tuple[Tensor, ...]:
-        """Return states (B, T, n) of a batch at its real tokens, as rows (r, n) in fp64."""
-        return tuple(state[self.masks[number]].double() for state in states)
+        """Return states (B, T, n) of a batch at its real tokens, as rows (r, n)."""
+        return tuple(state[self.masks[number]] for state in states)
 
     def row_weights(self, number: int) -> Tensor:
         """Return how often each row of a batch counts."""
@@ -599,6 +676,7 @@ class TeacherStates:
 
     deviations: (B, T, 1), standard deviations of what the LayerNorm of each half reads.
     activation_deviation: (I,) of each neuron over all tokens.
+    taken: (I,), neurons that a student layer has taken over.
     """
 
     layer: BertLayer
@@ -607,6 +685,7 @@ class TeacherStates:
     outputs: States = field(default_factory=list)
     output_deviations: States = field(default_factory=list)
     activation_deviation: Tensor | None = None
+    taken: Tensor | None = None
 
 
 def _teacher_columns(head: int, heads: int, teacher_heads: int, width: int) -> slice:

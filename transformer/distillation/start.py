@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -191,7 +192,7 @@ def text_of(
     """
     if args.init_text is None:
         return _examples(dataset, args.init_tokens, tokenizer.pad_id)
-    return _lines(args, tokenizer)
+    return text_lines(args.init_text, args.init_tokens, args.max_seq_length, tokenizer)
 
 
 def _examples(dataset: PackedDataset, tokens: int, pad_id: int) -> list[Batch]:
@@ -204,21 +205,30 @@ def _examples(dataset: PackedDataset, tokens: int, pad_id: int) -> list[Batch]:
     ]
 
 
-def _lines(args: argparse.Namespace, tokenizer: BertTokenizer) -> list[Batch]:
-    """Return the first lines of --init_text, as single sequences."""
+def text_lines(
+    path: Path, tokens: int, max_seq_length: int, tokenizer: BertTokenizer
+) -> list[Batch]:
+    """Return the first lines of --init_text, as single sequences, in batches of like lengths.
+
+    Args:
+        tokens: as many of the lines as hold so many tokens.
+
+    Raises:
+        UserError: the whole text is too short.
+    """
     rows: list[list[int]] = []
     count = 0
-    with open(args.init_text, encoding="utf-8-sig", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         for line in file:
-            ids = tokenizer.encode(line)[: args.max_seq_length - 2]
+            ids = tokenizer.encode(line)[: max_seq_length - 2]
             if ids:
                 rows.append([tokenizer.cls_id, *ids, tokenizer.sep_id])
                 count += len(rows[-1])
-            if count >= args.init_tokens:
+            if count >= tokens:
                 break
     if count < LEAST_TOKENS:
         raise UserError(
-            f"--init_text {args.init_text} holds {count} tokens; {LEAST_TOKENS} or more are needed"
+            f"--init_text {path} holds {count} tokens; {LEAST_TOKENS} or more are needed"
         )
     rows.sort(key=len)
     batches = []
