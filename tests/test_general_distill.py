@@ -263,6 +263,14 @@ def test_the_embedding_of_padding_is_frozen_where_padding_counts(tmp_path, comma
         assert torch.equal(row, torch.ones(24))
 
 
+def test_an_empty_cache_dir_is_the_default_place(tmp_path, data, command, monkeypatch):
+    """The original's default, spelled out."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run(command(cache_dir=""))
+    assert not list((tmp_path / "elsewhere").iterdir()) and list(data.glob("*.packed"))
+
+
 def test_results_are_copied_to_data_url(tmp_path, command):
     run(command(data_url=tmp_path / "copy"))
     original = (tmp_path / "out" / "model.safetensors").read_bytes()
