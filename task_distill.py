@@ -49,7 +49,7 @@ from transformer.runtime.script import (
 )
 from transformer.tasks.evaluate import deliver
 from transformer.tasks.job import plan_job
-from transformer.tasks.options import check_args, delivers, trains
+from transformer.tasks.options import check_args, delivers, learner, trains
 from transformer.tasks.predict import check_predict, predict
 from transformer.tasks.results import report_seeds, results_table, seed_directory, write_dev_results
 from transformer.tasks.run import Job, Run, metric_fields
@@ -239,7 +239,7 @@ def run_seed(run: Run, directory: RunDirectory) -> dict[str, float]:
 def report_result(run: Run, state: RunState) -> None:
     """Print the dev scores of the model that was kept and of its teacher; say what is where."""
     task, results = run.job.task, state.facts["results"]
-    name = "model" if run.args.finetune else "student"
+    name = learner(run.args)
     if run.runtime.is_main:
         rows = {name: sum_by_kind(results)}
         if run.keeps_best and run.job.teacher_results:

@@ -148,12 +148,12 @@ def figures(parameters: int, size: int, ms: float, rate: float) -> dict:
     }
 
 
-def ratios(parameters: float, size: float, rate: float, ms: float) -> dict:
+def ratios(parameters: float, size: float, of_32: float, of_1: float) -> dict:
     return {
         "parameters": parameters,
         "size_on_disk": size,
-        "at_real_lengths/batch_32/sentences_per_second": rate,
-        "at_real_lengths/batch_1/p50_ms": ms,
+        "at_real_lengths/batch_32/sentences_per_second": of_32,
+        "at_real_lengths/batch_1/sentences_per_second": of_1,
     }
 
 

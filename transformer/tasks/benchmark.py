@@ -426,8 +426,8 @@ def noise(figures: Sequence[Figures]) -> str | None:
     if not signs:
         return None
     return (
-        f"the machine was noisy: {', '.join(signs)}; trust the ratios more than the speeds, and "
-        "measure again on a quiet one"
+        f"the machine was noisy: {', '.join(signs)}; trust the ratios of sentences/s more than "
+        "the rest, and measure again on a quiet one"
     )
 
 

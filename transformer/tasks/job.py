@@ -44,6 +44,7 @@ from transformer.tasks.metrics import Results, compute_metrics
 from transformer.tasks.options import (
     asks_teacher,
     given_answers,
+    learner,
     learns_layers,
     learns_task,
     needs_teacher,
@@ -249,7 +250,7 @@ def _check_models(
 ) -> tuple[dict[str, Any], tuple[Comparison, ...]]:
     """Check models before weights are read; return the student's changes and its terms."""
     changes, comparisons = {}, ()
-    whose = "the model" if args.finetune else "the student"
+    whose = f"the {learner(args)}"
     check_task_fits(task, args.max_seq_length, student.config, whose)
     if teacher is not None:
         check_task_fits(task, args.max_seq_length, teacher.config, "the teacher")

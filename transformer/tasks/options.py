@@ -49,6 +49,11 @@ def stage_of(args: argparse.Namespace) -> str:
     return "prediction distillation" if args.pred_distill else "intermediate distillation"
 
 
+def learner(args: argparse.Namespace) -> str:
+    """Return what messages call the model that is trained."""
+    return "model" if args.finetune else "student"
+
+
 def check_args(args: argparse.Namespace) -> Task:
     """Find the mistakes that need no model to be read; return the task, its table row or flags.
 

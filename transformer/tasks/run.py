@@ -22,7 +22,13 @@ from transformer.runtime.fingerprint import Fingerprint
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import load_classifier
 from transformer.tasks.metrics import Results, chance_score, is_better, worst_score
-from transformer.tasks.options import given_answers, learns_task, needs_teacher, stage_of
+from transformer.tasks.options import (
+    given_answers,
+    learner,
+    learns_task,
+    needs_teacher,
+    stage_of,
+)
 from transformer.tasks.results import DevSet, evaluate, evaluate_with_answers
 from transformer.tasks.table import TASK_FLAGS, Task
 from transformer.tokenization import BertTokenizer
@@ -200,7 +206,9 @@ class Run:
         job, args = self.job, self.args
         torch.manual_seed(args.seed)
         student = load_classifier(
-            job.student, job.task, "the student", need_classifier=False, **job.student_changes
+            *(job.student, job.task, f"the {learner(args)}"),
+            need_classifier=False,
+            **job.student_changes,
         )
         report = None
         if args.init_from_teacher and is_new:
