@@ -294,3 +294,24 @@ def test_groups_decay_matrices_only_and_leave_out_what_is_frozen():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         BertAdam([nn.Parameter(torch.ones(1))], **{"lr": 0.1, **settings})
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_a_loss_scaler_changes_nothing_but_skips_an_overflow(unscaled: bool) -> None:
+    """Three updates of the same gradients, of which the second one's are not finite."""
+    plain, scaled = (torch.nn.Parameter(torch.linspace(-1, 1, 6)) for _ in "ab")
+    optimizers = [BertAdam([p], lr=0.1, bias_correction=True) for p in (plain, scaled)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for update in range(3):
+        gradient = torch.full((6,), 0.5 + update)
+        if update != 1:
+            plain.grad = gradient.clone()
+            optimizers[0].step()
+        scaler.scale(torch.zeros(()))  # sets the scaler up
+        scaled.grad = gradient * scaler.get_scale() if update != 1 else gradient / 0
+        if unscaled:
+            scaler.unscale_(optimizers[1])
+        scaler.step(optimizers[1])
+        scaler.update()
+        torch.testing.assert_close(scaled, plain)
+    assert scaler.get_scale() == 4.0

@@ -85,6 +85,10 @@ class BertAdam(Optimizer):
         UserError: a value out of range.
     """
 
+    # torch.amp.GradScaler then leaves it to the kernel whether gradients that overflowed are
+    # applied. Otherwise it reads from the device whether they did, and waits for that every step.
+    _step_supports_amp_scaling = True
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -141,6 +145,11 @@ class BertAdam(Optimizer):
                 if group["bias_correction"]:
                     self.state[parameter]["step"] = torch.zeros((), device=parameter.device)
         gradients = [p.grad for p in parameters]
+        # Of a GradScaler, while it calls `step`: the scale, if it has not taken that off, and
+        # whether a gradient is not finite.
+        scale, overflowed = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if scale is not None:
+            torch._foreach_div_(gradients, scale)
         if group["max_grad_norm"] > 0:
             clip_each(gradients, group["max_grad_norm"])
         # AdamW's fused kernel makes one pass over memory, and decays as BertAdam does. It counts
@@ -154,6 +163,7 @@ class BertAdam(Optimizer):
             [self.state[p]["exp_avg_sq"] for p in parameters],
             max_exp_avg_sqs=[],
             state_steps=[self.state[p].get("step", infinity) for p in parameters],
+            found_inf=overflowed,
             fused=True,
             amsgrad=False,
             beta1=group["b1"],

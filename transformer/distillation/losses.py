@@ -149,6 +149,7 @@ def prediction_loss(
     kind: str = "ce",
     temperature: float = 1.0,
     original_soft_ce: bool = False,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Return the loss of the student's logits against the teacher's (equation 10).
 
@@ -158,6 +159,7 @@ def prediction_loss(
             "mse", mean squared error of the logits.
         temperature: divides both logits.
         original_soft_ce: divide "ce" and "kl" by C as well, as the authors' code does.
+        counted: (B,) bool, the rows that count; None: all.
     """
     student, teacher = student.float() / temperature, teacher.float() / temperature
     classes = student.shape[-1]
@@ -170,6 +172,8 @@ def prediction_loss(
         target = torch.log_softmax(teacher, dim=-1)
         shift = target if kind == "kl" else 0
         losses = (target.exp() * (shift - torch.log_softmax(student, dim=-1))).sum(-1)
+    if counted is not None:
+        losses = losses * counted
     per_class = kind in ("mse", "bce") or original_soft_ce
     return losses.sum() / (counts.examples * classes if per_class else counts.examples)
 
@@ -182,6 +186,7 @@ def gold_loss(
     *,
     kind: str = "ce",
     on_augmented: bool = False,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Return the loss against gold labels.
 
@@ -192,6 +197,7 @@ def gold_loss(
             each; "mse", the squared error of a regression.
         on_augmented: augmented rows count too, whose labels were only copied. Where they do not,
             they are still in the denominator.
+        counted: (B,) bool, the rows that count; None: all.
     """
     logits = student.float()
     if kind == "mse":
@@ -202,6 +208,8 @@ def gold_loss(
         losses = F.cross_entropy(logits, batch.labels.long(), reduction="none")
     if batch.flags is not None and not on_augmented:
         losses = losses * (batch.flags == 0)
+    if counted is not None:
+        losses = losses * counted
     return losses.sum() / counts.examples
 
 
@@ -218,13 +226,16 @@ def over_tagged_tokens(
         student, teacher: logits, (B, T, C).
         batch: its labels are tags (B, T), below 0 where a token has none.
     """
-    tagged = batch.labels >= 0
-    flags = None if batch.flags is None else batch.flags[:, None].expand_as(tagged)[tagged]
+    # subtle: to pick out the tokens that have a tag, the program would have to wait until a GPU has
+    # counted them. So the others are computed too, and count 0.
+    tags = batch.labels.flatten()
+    flags = None if batch.flags is None else batch.flags[:, None].expand_as(batch.labels).flatten()
     return loss(
-        student[tagged],
-        None if teacher is None else teacher[tagged],
-        batch._replace(labels=batch.labels[tagged], flags=flags),
+        student.flatten(0, 1),
+        None if teacher is None else teacher.flatten(0, 1),
+        batch._replace(labels=tags.clamp(min=0), flags=flags),
         counts._replace(examples=counts.tagged),
+        counted=tags >= 0,
     )
 
 

@@ -198,7 +198,7 @@ def mean_loss(
     was_training = student.training
     student.eval()
     names: list[str] = []
-    total = torch.zeros(0, dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=runtime.device)
     batches = evaluation_batches(
         dataset, batch_size, rank=runtime.rank, world_size=runtime.world_size, start=start
     )
@@ -210,8 +210,8 @@ def mean_loss(
             batch = collate(dataset, chosen, **pad).to(runtime.device)
             loss, terms = objective(student, batch, counts, runtime)
             names = ["eval_loss", *(f"eval_{name}" for name in terms)]
-            values = torch.stack([loss, *terms.values()]).double().cpu()
-            total = values if len(total) == 0 else total + values
+            total = total + torch.stack([loss, *terms.values()]).double()
     student.train(was_training)
-    total = runtime.sum_over_ranks(total * (not is_idle))
+    # The device is waited for here, once.
+    total = runtime.sum_over_ranks(total.cpu() * (not is_idle))
     return dict(zip(names, total.tolist(), strict=True))

@@ -48,12 +48,14 @@ def predict_logits(
     )
     with torch.inference_mode(), runtime.autocast():
         for chosen in batches:
-            batch = collate(dataset, chosen, pad_token_id=model.config.pad_token_id)
-            batch = batch.to(runtime.device)
+            on_host = collate(dataset, chosen, pad_token_id=model.config.pad_token_id)
+            batch = on_host.to(runtime.device)
             inputs = batch.input_ids, batch.token_type_ids, batch.attention_mask
             logits = model(*inputs, only_logits=True).logits.float()
             if per_token:  # (B, T, C) without the padding
-                logits = logits[batch.attention_mask]
+                # subtle: looked up on the host, so that nothing waits for the device.
+                places = on_host.attention_mask.flatten().nonzero()[:, 0]
+                logits = logits.flatten(0, 1)[places.to(runtime.device, non_blocking=True)]
             indices.append(dataset.token_places(chosen) if per_token else chosen)
             parts.append(logits)
             if progress is not None:

@@ -80,7 +80,7 @@ class LossMeter:
     def _begin(self, names: list[str]) -> None:
         self.names = names
         self._step, self._sums, self._bad_terms = torch.zeros(3, len(names), device=self.device)
-        self._bad_step = torch.tensor(NO_STEP, device=self.device)
+        self._bad_step = torch.full((), NO_STEP, device=self.device)
 
 
 def stop_if_not_finite(meter: LossMeter, runtime: Runtime, output_dir: Path, describe: Any) -> None:
