@@ -17,7 +17,10 @@ from toy_runs import ForkedRun, write_student
 import task_distill
 from transformer.checkpoint.directory import read_weights
 from transformer.files import UserError
-from transformer.modeling import TinyBertForSequenceClassification
+from transformer.modeling import (
+    TinyBertForSequenceClassification,
+    TinyBertForTokenClassification,
+)
 
 
 @pytest.fixture
@@ -102,6 +105,20 @@ def test_a_teacher_knows_the_labels_where_there_is_no_training_file(run, texts, 
     (tmp_path / "more.txt").write_text("\n".join(texts[1:]))
     with pytest.raises(UserError, match="--resume: .*data was"):
         run("unlabelled", "--pred_distill", "--transfer_file", tmp_path / "more.txt", "--resume")
+
+
+def test_a_teacher_tags_words_without_tags(run, texts, make_checkpoint, tmp_path) -> None:
+    names = {"id2label": dict(enumerate(("O", "B-X", "I-X")))}
+    teacher = make_checkpoint("tagger", TinyBertForTokenClassification, **names)
+    sentences = [text.split() for text in texts]
+    for name in ("train.txt", "dev.txt"):
+        words = [[f"{w} {('O', 'B-X', 'I-X')[len(w) % 3]}" for w in each] for each in sentences]
+        (tmp_path / name).write_text("".join("\n".join(lines) + "\n\n" for lines in words))
+    flags = ["--pred_distill", "--task_name", "ner", "--text_columns", "0", "--label_column", "-1"]
+    flags += ["--teacher_model", str(teacher)]
+    expected = run("tagged", *flags)
+    (tmp_path / "words.txt").write_text("".join("\n".join(each) + "\n\n" for each in sentences))
+    assert_same(run("untagged", *flags, "--transfer_file", tmp_path / "words.txt"), expected)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,12 @@ def test_columns_name_labels(tmp_path):
 TSV = "bad\tfair\tgood\n"
 
 
+def test_an_archive_is_no_array(reader, tmp_path):
+    np.savez(tmp_path / "a.npz", LOGITS)
+    with pytest.raises(UserError, match="a.npy: no .npy array of numbers, but an archive"):
+        read(reader, (tmp_path / "a.npz").rename(tmp_path / "a.npy"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "probabilities", "told"),
     [

@@ -124,7 +124,7 @@ def test_a_dev_set_that_is_there_is_not_passed_over(rows, tmp_path) -> None:
 
 
 def test_a_share_that_is_no_row(tmp_path) -> None:
-    with pytest.raises(UserError, match="of the 3 rows of .*train.tsv that is not one"):
+    with pytest.raises(UserError, match="is no row of the 3 in .*train.tsv; give a larger"):
         parts(write(tmp_path, [("a", "no"), ("b", "no"), ("c", "yes")]), task_of())
 
 

@@ -295,8 +295,8 @@ class RowReader:
         )
         if not chosen:
             raise UserError(
-                f"--dev_share {self.source.dev_share}: of the {len(hashes):,} rows of {self.path} "
-                "that is not one; give a larger share"
+                f"--dev_share {self.source.dev_share} is no row of the {len(hashes):,} in "
+                f"{self.path}; give a larger share"
             )
         return chosen
 

@@ -83,6 +83,8 @@ def _read_array(path: Path, task: Task) -> Answers:
         values = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path}: no .npy array of numbers ({error})") from None
+    if not isinstance(values, np.ndarray):
+        raise UserError(f"{path}: no .npy array of numbers, but an archive of several; save one")
     if values.ndim == 1 and task.num_labels == 1:
         values = values[:, None]
     if values.dtype.kind not in "fiu" or values.ndim != 2 or values.shape[1] != task.num_labels:
