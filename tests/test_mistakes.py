@@ -369,6 +369,23 @@ MISTAKES = [
     ),
     Mistake(
         TASK,
+        {"dev_share": 0.1},
+        "--dev_share 0.1: there is a dev set, {task}/dev.tsv; leave the flag out, or move the file "
+        "away",
+    ),
+    Mistake(
+        TASK,
+        {"transfer_file": "/nowhere.txt"},
+        "--transfer_file /nowhere.txt: no such file",
+    ),
+    Mistake(
+        TASK,
+        {"teacher_model": None, "teacher_logits": "{task}/train.tsv", "pred_distill": True},
+        "{task}/train.tsv: its columns are label; needed is one for each label, called by its "
+        "name: 0, 1",
+    ),
+    Mistake(
+        TASK,
         {"temperature": 0, "pred_distill": True},
         "--temperature 0.0: give a number above 0",
     ),
