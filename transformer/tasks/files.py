@@ -23,6 +23,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -385,7 +386,8 @@ class RowReader:
             bare = column.strip().casefold()
             same = [place for place, name in enumerate(names) if name.strip().casefold() == bare]
             if len(same) == 1:
-                logger.info("%s: column %r is read as %r", self.path, names[same[0]], column)
+                said = f"{self.path}: column {names[same[0]]!r} is read as {column!r}"
+                _say_once(logging.INFO, said)
         if len(same) > 1:
             raise UserError(
                 f"{self.path}: {len(same)} columns are called {column!r}; the file has "
@@ -410,10 +412,10 @@ class RowReader:
         if place >= len(self.first_line):
             return None
         if self.has_header:
-            logger.warning(
-                "WARNING: %s: its header names none of the task's columns; %r, the %d. column, is "
-                "taken as %r",
-                *(self.path, self.first_line[place], place + 1, column),
+            _say_once(
+                logging.WARNING,
+                f"WARNING: {self.path}: its header names none of the task's columns; "
+                f"{self.first_line[place]!r}, the {place + 1}. column, is taken as {column!r}",
             )
         return place
 
@@ -445,7 +447,7 @@ class RowReader:
 
         best = max(DELIMITERS, key=fit)  # the first of equals
         if best != ",":
-            logger.info("%s: cells are separated by %r", self.path, best)
+            _say_once(logging.INFO, f"{self.path}: cells are separated by {best!r}")
         return best
 
     def _opened(self) -> IO[str]:
@@ -521,6 +523,12 @@ class RowReader:
             whole = json.dumps(cells, ensure_ascii=False).encode("utf-16", "surrogatepass")
             cells = json.loads(whole.decode("utf-16", "replace"))
         return cells
+
+
+@cache
+def _say_once(level: int, message: str) -> None:
+    """Log what every reader of a file finds: labels, rows and dev share are read one by one."""
+    logger.log(level, "%s", message)
 
 
 def _check_first_bytes(path: Path) -> None:
