@@ -16,7 +16,11 @@ from toy_runs import ForkedRun, kill_and_resume, metrics_of, write_student
 
 import task_distill
 from transformer.checkpoint.directory import read_weights
-from transformer.modeling import TinyBertForSequenceClassification
+from transformer.modeling import (
+    TinyBertForQuestionAnswering,
+    TinyBertForSequenceClassification,
+    TinyBertForTokenClassification,
+)
 
 STAGES = {
     "finetune": ["--finetune"],
@@ -30,6 +34,35 @@ STAGES = {
 KILLS_EACH = 5
 
 
+# Of each task: the teacher's class, and the names of its outputs.
+TEACHERS = {
+    "SST-2": (TinyBertForSequenceClassification, ("0", "1")),
+    "NER": (TinyBertForTokenClassification, ("O", "B-X", "I-X")),
+    "SQuAD2": (TinyBertForQuestionAnswering, ("start", "end")),
+}
+
+
+def write_data(directory: Path, rng: random.Random, name: str, count: int) -> None:
+    """Write random texts as a file of every task."""
+    texts = [rng.choices(tiny_vocabulary()[5:], k=rng.randint(1, 12)) for _ in range(count)]
+    rows = [f"{' '.join(words)}\t{row % 2}\n" for row, words in enumerate(texts)]
+    (directory / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(rows), encoding="utf-8")
+    tags = [[rng.choice(["O", "O", "B-X", "I-X"]) for _ in words] for words in texts]
+    lines = [
+        "".join(f"{word}\t{tag}\n" for word, tag in zip(*pair, strict=True))
+        for pair in zip(texts, tags, strict=True)
+    ]
+    (directory / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
+    asked = []
+    for row, words in enumerate(texts):
+        context = " ".join(words * 4)
+        held = [{"text": words[-1], "answer_start": context.rindex(words[-1])}] * (row % 3 > 0)
+        qas = [{"id": f"{row}", "question": words[0], "answers": held}]
+        asked.append({"context": context, "qas": qas})
+    content = json.dumps({"data": [{"paragraphs": asked}]})
+    (directory / f"{name}-v2.0.json").write_text(content, encoding="utf-8")
+
+
 @pytest.fixture
 def arguments(
     tmp_path: Path, vocab_file: Path, make_checkpoint, tiny_config
@@ -39,20 +72,25 @@ def arguments(
     data = tmp_path / "data"
     data.mkdir()
     for name, count in (("train", 37), ("dev", 21)):
-        rows = [
-            " ".join(rng.choices(tiny_vocabulary()[5:], k=rng.randint(1, 12))) + f"\t{row % 2}\n"
-            for row in range(count)
-        ]
-        (data / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(rows), encoding="utf-8")
-    labels = {"id2label": {0: "0", 1: "1"}}
-    teacher = make_checkpoint("teacher", TinyBertForSequenceClassification, **labels)
+        write_data(data, rng, name, count)
+    teachers = {
+        task: make_checkpoint(f"teacher{task}", kind, id2label=dict(enumerate(names)))
+        for task, (kind, names) in TEACHERS.items()
+    }
     student = write_student(tmp_path / "student", tiny_config)
     shutil.copy(vocab_file, student)
 
-    def make(stage: str, output_dir: Path, *more: str, batch: int = 8, dropout: bool) -> list[str]:
+    def make(
+        stage: str,
+        output_dir: Path,
+        *more: str,
+        batch: int = 8,
+        dropout: bool,
+        task: str = "SST-2",
+    ) -> list[str]:
         flags = {
             "--data_dir": data,
-            "--task_name": "SST-2",
+            "--task_name": task,
             "--student_model": student,
             "--student_dropout": 0.1 if dropout else 0,
             "--output_dir": output_dir,
@@ -67,7 +105,9 @@ def arguments(
             "--num_workers": 1,
         }
         if stage != "finetune":
-            flags["--teacher_model"] = teacher
+            flags["--teacher_model"] = teachers[task]
+        if task == "SQuAD2":
+            flags |= {"--max_query_length": 4, "--doc_stride": 8}
         words = [str(word) for pair in flags.items() for word in pair]
         return [*words, *STAGES[stage], "--no_cuda", *more]
 
@@ -84,13 +124,17 @@ def results_of(output_dir: Path) -> dict[str, float]:
     return {name: value for name, value in results.items() if isinstance(value, float)}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_equal_one_with_twice_the_batch(stage, arguments, tmp_path):
+RANKED = [*((stage, "SST-2") for stage in STAGES)]
+RANKED += [("finetune", "NER"), ("joint", "NER"), ("joint", "SQuAD2"), ("prediction", "SQuAD2")]
+
+
+@pytest.mark.parametrize(("stage", "task"), RANKED)
+def test_two_ranks_equal_one_with_twice_the_batch(stage, task, arguments, tmp_path):
     """The last batch of an epoch has five rows, and the dev set an odd number."""
     one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
-    argv = arguments(stage, one, dropout=False)
+    argv = arguments(stage, one, dropout=False, task=task)
     finish(ForkedRun(argv, log=log, script=task_distill))
-    argv = arguments(stage, two, batch=4, dropout=False)
+    argv = arguments(stage, two, batch=4, dropout=False, task=task)
     finish(ForkedRun(argv, log=log, script=task_distill, ranks=2))
     for a, b in zip(metrics_of(one), metrics_of(two), strict=True):
         assert b == pytest.approx(a, rel=5e-4, abs=1e-6)
@@ -100,25 +144,30 @@ def test_two_ranks_equal_one_with_twice_the_batch(stage, arguments, tmp_path):
         assert np.allclose(theirs[name], tensor, atol=3e-4), name
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [("joint", 1), ("prediction", 1), ("prediction", 2)])
-def test_killed_at_random_instants(stage, ranks, arguments, tmp_path):
+KILLED = [("joint", 1, "SST-2"), ("prediction", 1, "SST-2"), ("prediction", 2, "SST-2")]
+KILLED += [("joint", 1, "NER"), ("prediction", 1, "SQuAD2")]
+
+
+@pytest.mark.parametrize(("stage", "ranks", "task"), KILLED)
+def test_killed_at_random_instants(stage, ranks, task, arguments, tmp_path):
     """Also while data is tokenised, and while the teacher is asked for its logits."""
     expected, output_dir, log = tmp_path / "expected", tmp_path / "killed", tmp_path / "log"
     options = {"log": log, "script": task_distill, "ranks": ranks}
     begun = time.monotonic()
     cache = ["--cache_dir", str(tmp_path / "cache")]
-    finish(ForkedRun(arguments(stage, expected, *cache, dropout=True), **options))
+    argv = arguments(stage, expected, *cache, dropout=True, task=task)
+    finish(ForkedRun(argv, **options))
     duration = time.monotonic() - begun
 
     cache = ["--cache_dir", str(tmp_path / "other_cache")]
-    argv = arguments(stage, output_dir, "--resume", *cache, dropout=True)
+    argv = arguments(stage, output_dir, "--resume", *cache, dropout=True, task=task)
     kill_and_resume(
         lambda: ForkedRun(argv, **options),
         lambda: assert_same_result(output_dir, expected),
         output_dir,
         kills=KILLS_EACH,
         duration=duration,
-        seed=f"{stage} {ranks}",
+        seed=f"{stage} {ranks} {task}",
     )
 
 
