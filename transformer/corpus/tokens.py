@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from transformer.corpus.blocks import Block, damaged_lines, is_tag, undecodable_lines
+from transformer.corpus.flat_tokens import encode_flat
 from transformer.corpus.sentences import split_sentences
 from transformer.files import UserError
 from transformer.tokenization import BertTokenizer
@@ -62,8 +62,7 @@ class BlockTokenizer:
                 sentences.append(sentence)
                 breaks.append(pending_break)
                 pending_break = False
-        encoded = self.tokenizer.encode_batch(sentences)
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        ids, lengths = encode_flat(self.tokenizer, sentences)
         # One more entry: the break that the next block's first sentence inherits.
         begins = np.array([*breaks, pending_break], bool)
         for empty in np.flatnonzero(lengths == 0):
@@ -73,8 +72,7 @@ class BlockTokenizer:
         lengths, begins = lengths[lengths > 0], begins[:-1][lengths > 0]
         lengths, begins, cut = self._cut(lengths, begins)
         counts["lines split"] += cut
-        dtype = token_dtype(len(self.tokenizer.vocab))
-        ids = np.fromiter(chain.from_iterable(encoded), dtype, int(lengths.sum()))
+        ids = ids.astype(token_dtype(len(self.tokenizer.vocab)))
         return TokenBlock(ids, lengths, begins, break_after, counts)
 
     def _sentences(self, block: Block, counts: Counter[str]) -> Iterator[str | None]:
