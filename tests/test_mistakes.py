@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from safetensors.torch import load_file, save_file
 from script_runs import ARGUMENTS, Finished
+
+from transformer.runtime.output_dir import RunLock
 
 PREGENERATE, GENERAL = "pregenerate_training_data.py", "general_distill.py"
 AUGMENT, TASK = "data_augmentation.py", "task_distill.py"
@@ -435,14 +437,19 @@ MISTAKES = [
 ]
 
 
+def filled(changes: dict[str, Any], setting: dict[str, Path]) -> dict[str, Any]:
+    """Put the places of the setting into the values of flags."""
+    return {
+        name: value.format(**setting) if isinstance(value, str) else value
+        for name, value in changes.items()
+    }
+
+
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.script[:3]}-{'-'.join(m.changes)}")
 def test_a_mistake_is_one_line(
     mistake: Mistake, setting: dict[str, Path], run: Callable[..., Finished]
 ) -> None:
-    changes = {
-        name: value.format(**setting) if isinstance(value, str) else value
-        for name, value in mistake.changes.items()
-    }
+    changes = filled(mistake.changes, setting)
     before = everything_in(setting["task"].parents[1])
     end = run(mistake.script, *ARGUMENTS[mistake.script](setting, **changes))
     assert_one_line(end, mistake.script, mistake.line.format(**setting), mistake.code)
@@ -472,6 +479,24 @@ def rename_encoder(setting: dict[str, Path]) -> None:
     file = setting["teacher"] / "model.safetensors"
     tensors = {name.replace("bert.", "net."): value for name, value in load_file(file).items()}
     save_file({n: t for n, t in tensors.items() if "word_embeddings" not in n}, file)
+
+
+def hold_output(setting: dict[str, Path]) -> None:
+    """Be another run that writes to the same file."""
+    lock = RunLock(setting["out"].parent, "--output", setting["out"].name)
+    lock.take()
+    HELD.append(lock)
+
+
+HELD: list[RunLock] = []  # a lock is given back with the last name for it
+
+
+@pytest.fixture(autouse=True)
+def give_back() -> Iterator[None]:
+    """Give back what `hold_output` took."""
+    yield
+    while HELD:
+        HELD.pop().release()
 
 
 class Spoilt(NamedTuple):
@@ -515,6 +540,13 @@ SPOILT = [
     ),
     Spoilt(
         TASK,
+        hold_output,
+        "--output {out} is in use by another run (pid ... on ...); wait until that one has ended, "
+        "or give another output",
+        {"predict": "good film", "student_model": "{teacher}", "output": "{out}"},
+    ),
+    Spoilt(
+        TASK,
         lambda setting: (setting["teacher"] / "config.json").write_text("[" * 100_000),
         "{teacher}/config.json: not JSON that is ours: it is nested too deeply",
     ),
@@ -531,7 +563,7 @@ def test_a_spoilt_file_is_one_line(
     case: Spoilt, setting: dict[str, Path], run: Callable[..., Finished]
 ) -> None:
     case.spoil(setting)
-    end = run(case.script, *ARGUMENTS[case.script](setting, **case.changes))
+    end = run(case.script, *ARGUMENTS[case.script](setting, **filled(case.changes, setting)))
     assert_one_line(end, case.script, case.line.format(**setting), case.code)
 
 

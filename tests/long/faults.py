@@ -16,7 +16,7 @@ from outcome import Outcome, judged
 from places import Setting, copy_place, make_place, result_of, start
 from processes import Ended, Script
 from script_runs import ARGUMENTS, SCRIPTS
-from test_mistakes import MISTAKES, SPOILT
+from test_mistakes import HELD, MISTAKES, SPOILT, filled
 
 # --- streams -----------------------------------------------------------------------------------
 
@@ -100,11 +100,7 @@ def mistakes(args: argparse.Namespace, directory: Path) -> Iterator[Outcome]:
         for name, circumstance in CIRCUMSTANCES.items():
             setting = copy_place(directory / "template", directory / "case")
             spoil(setting)
-            flags = {
-                key: value.format(**setting) if isinstance(value, str) else value
-                for key, value in changes.items()
-            }
-            words = ARGUMENTS[case.script](setting, **flags)
+            words = ARGUMENTS[case.script](setting, **filled(changes, setting))
             ended = Script(case.script, words, directory / "case", **circumstance).wait()
             hears = name in ("plain", "ASCII")
             outcome = judged(f"{case.script} {name}", ended)
@@ -114,6 +110,8 @@ def mistakes(args: argparse.Namespace, directory: Path) -> Iterator[Outcome]:
             elif not hears and not ended.hangs:
                 outcome.problem = ""  # no line where nobody reads
             yield outcome
+            while HELD:
+                HELD.pop().release()
             shutil.rmtree(directory / "case")
 
 

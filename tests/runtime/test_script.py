@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +98,30 @@ def test_a_second_signal_ends_the_clean_up_too(signum: int, code: int) -> None:
         process.send_signal(signum)
         _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (code, "")
+
+
+def test_ctrl_c_during_the_imports_is_one_line() -> None:
+    program = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import transformer.runtime.interrupt
+print("ready", flush=True)
+for _ in range(1200):
+    time.sleep(0.05)
+"""
+    command = [sys.executable, "-c", program]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **streams) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "-c: error: interrupted\n")
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
+def test_scripts_listen_before_they_import(script: Path) -> None:
+    imports = re.findall(r"^ *(?:import|from) (\S+)", script.read_text(encoding="utf-8"), re.M)
+    assert imports[:2] == ["__future__", "transformer.runtime.interrupt"]
 
 
 # --- what is shown -----------------------------------------------------------------------------
