@@ -1,6 +1,7 @@
 """The long tests, by hand: what no minute of CI has time for.
 
     python tests/long/run.py mistakes                   the table of test_mistakes.py
+    python tests/long/run.py unspoilt                   all that fuzz runs, over files as they are
     python tests/long/run.py fuzz --cases 2000 --seed 7 spoilt files of all kinds, one a case
     python tests/long/run.py kills --cases 100          signals at random moments, then --resume
     python tests/long/run.py races --cases 20           two runs in one output directory
@@ -34,6 +35,7 @@ Kind = Callable[[argparse.Namespace, Path], Iterator[Outcome]]
 
 KINDS: dict[str, Kind] = {
     "mistakes": faults.mistakes,
+    "unspoilt": fuzz.unspoilt,
     "fuzz": fuzz.fuzz,
     "kills": faults.kills,
     "races": faults.races,

@@ -55,6 +55,18 @@ def test_a_log_line_that_cannot_be_written_ends_no_run(redirect: str, ending: st
     assert (process.returncode, out) == (130 if ending else 0, "")
 
 
+def test_a_full_stderr_does_not_stop_the_start_of_a_worker() -> None:
+    main = """
+        from transformer.runtime.parallel import ordered_map
+        setup_logging()
+        logging.getLogger("x").warning("a line")
+        print(list(ordered_map(abs, range(3), 2)))
+    """
+    process = start(main, redirect="2>/dev/full")
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "[0, 1, 2]\n")
+
+
 def test_a_file_does_not_take_the_place_of_a_closed_stderr(tmp_path: Path) -> None:
     main = f"""
         file = open({str(tmp_path / "file")!r}, "w")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import json
 import math
 import os
@@ -362,6 +364,22 @@ def test_a_file_that_is_no_state_is_refused(tmp_path):
     assert read_state(tmp_path, CPU) is None
 
 
+def write_with_digest(path, content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+
+
+def test_a_state_that_was_changed_is_refused(tmp_path):
+    file = tmp_path / "training_state.pt"
+    content = {"fingerprint": {}, "finished": True, "step": 3}
+    write_with_digest(file, content)
+    assert read_state(tmp_path, CPU) == content
+    torch.save({**content, "step": 4}, file)  # as an earlier version, or a person, would
+    with pytest.raises(UserError, match="is damaged"):
+        read_state(tmp_path, CPU)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -373,14 +391,14 @@ def test_a_file_that_is_no_state_is_refused(tmp_path):
     ],
 )
 def test_a_state_of_wrong_types_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "training_state.pt")
+    write_with_digest(tmp_path / "training_state.pt", content)
     with pytest.raises(UserError, match="is damaged") as told:
         read_state(tmp_path, CPU)
     assert "weights_only" not in str(told.value)
 
 
 def test_a_state_that_holds_code_is_refused_without_advice_to_run_it(tmp_path):
-    torch.save(SimpleNamespace(step=3), tmp_path / "training_state.pt")
+    write_with_digest(tmp_path / "training_state.pt", SimpleNamespace(step=3))
     with pytest.raises(UserError, match="is damaged") as told:
         read_state(tmp_path, CPU)
     assert "weights_only" not in str(told.value)

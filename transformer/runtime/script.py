@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import os
 import signal
 import sys
@@ -213,6 +214,20 @@ def _tolerate_encodings() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _hold_nothing_back() -> None:
+    """Write to stderr at once.
+
+    subtle: what a buffer could not write, because the disk is full, it keeps, and it raises
+    wherever the stream is flushed next, such as the start of a worker process.
+    """
+    try:
+        file = io.FileIO(sys.stderr.fileno(), "w", closefd=False)
+    except (OSError, ValueError, AttributeError):  # nobody listens, or it is no file
+        return
+    encoding = sys.stderr.encoding
+    sys.stderr = io.TextIOWrapper(file, encoding, "backslashreplace", write_through=True)
+
+
 def _forget_broken_stderr() -> None:
     """Keep what could not be written to stderr from turning the exit code into another."""
     try:
@@ -304,6 +319,7 @@ def run_script(main: Callable[[], Any]) -> int:
     _occupy_closed_streams()
     _listen_to_signals()
     _tolerate_encodings()
+    _hold_nothing_back()
     try:
         main()
     except BrokenPipeError:

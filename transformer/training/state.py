@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import logging
 import os
 import signal
@@ -16,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from transformer.checkpoint.weight_files import save_torch
+from transformer.checkpoint.weight_files import write_file
 from transformer.files import UserError
 from transformer.runtime.fingerprint import Fingerprint, check_fingerprint, fingerprint
 from transformer.runtime.metrics_log import MetricsLog
@@ -67,7 +69,7 @@ class RunState:
             "scaler": self.scaler.state_dict(),
             "meters": meters,
         }
-        save_torch(state, output_dir / STATE_FILE)
+        _write_state(output_dir / STATE_FILE, state)
 
     def restore(self, state: dict[str, Any], runtime: Runtime) -> None:
         """Take over what `read_state` gave.
@@ -92,6 +94,18 @@ DAMAGED = (
 )
 
 
+DIGEST_BYTES = 32
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    """Replace the state file: what `torch.save` makes, and a digest of that behind it."""
+    # subtle: into memory first. On a full disk torch.save hides the OSError behind another.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
+    write_file(buffer.getbuffer(), path)
+
+
 def read_state(output_dir: Path, runtime: Runtime) -> dict[str, Any] | None:
     """Read the state that the main rank finds, on every rank; None if the run has saved none.
 
@@ -104,10 +118,11 @@ def read_state(output_dir: Path, runtime: Runtime) -> dict[str, Any] | None:
 def _read_state(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
+        raise UserError(DAMAGED.format(path))
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception:  # a damaged pickle can raise anything, and torch's advice is no good here
         raise UserError(DAMAGED.format(path)) from None
     is_ours = (
@@ -180,7 +195,7 @@ def mark_finished(output_dir: Path, state: RunState) -> None:
         "step": state.step,
         "files": files,
     }
-    save_torch(marker, output_dir / STATE_FILE)
+    _write_state(output_dir / STATE_FILE, marker)
 
 
 class StopSignal:
