@@ -24,6 +24,7 @@ from transformer.configuration import BertConfig
 from transformer.distillation.losses import gold_loss, over_span_ends, prediction_loss
 from transformer.files import UserError
 from transformer.modeling import TinyBertForPreTraining, TinyBertForQuestionAnswering
+from transformer.tasks.answers import answers_of, best_spans
 from transformer.tasks.kinds import SPANS
 from transformer.tasks.metrics import (
     best_score,
@@ -36,8 +37,6 @@ from transformer.tasks.metrics import (
 from transformer.tasks.questions import (
     QuestionReader,
     Reading,
-    answers_of,
-    best_spans,
     encode_with_places,
     pack_questions,
     window_starts,

@@ -304,7 +304,7 @@ class Spans(Kind):
 
     def compare(self, task: Task, logits: np.ndarray, labels: PackedDataset) -> tuple[Any, Any]:
         """Return what is found for each question, and the texts of its answers."""
-        from transformer.tasks.questions import answers_of  # which reads tasks
+        from transformer.tasks.answers import answers_of  # which reads tasks
 
         return answers_of(labels, logits, task), [held for *_, held in labels.meta["questions"]]
 

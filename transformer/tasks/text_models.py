@@ -24,9 +24,10 @@ from transformer.file_utils import cached_path
 from transformer.files import UserError
 from transformer.packed_linear import pack_linears
 from transformer.runtime.ranks import Runtime
+from transformer.tasks.answers import NO_PLACE, best_answers
 from transformer.tasks.kinds import CLASSIFICATION, MULTI_LABEL, REGRESSION, SPANS, TOKEN_LABELS
 from transformer.tasks.metrics import entities
-from transformer.tasks.questions import NO_PLACE, Reading, best_answers, pack_questions
+from transformer.tasks.questions import Reading, pack_questions
 from transformer.tasks.sentences import cut_windows, window_input
 from transformer.tasks.table import TASKS
 from transformer.tasks.token_cache import build_input
