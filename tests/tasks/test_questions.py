@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import data_augmentation
 import task_distill
-from transformer.checkpoint.directory import save_checkpoint
+from transformer.checkpoint.directory import read_weights, save_checkpoint
 from transformer.configuration import BertConfig
 from transformer.distillation.losses import gold_loss, over_span_ends, prediction_loss
 from transformer.files import UserError
@@ -424,6 +424,26 @@ def test_augmented_questions_keep_their_answers(toy: Path, tmp_path: Path) -> No
     pair = ("--teacher_model", str(toy / "teacher"), "--num_train_epochs", "0.2")
     run(toy, "--pred_distill", "augmented", "middle", *pair, "--aug_train")
     output.unlink()
+
+
+def test_questions_without_answers_are_learnt_from_the_teacher(toy: Path) -> None:
+    content = json.loads((toy / "data" / "train-v2.0.json").read_text())
+    for paragraph in content["data"][0]["paragraphs"]:
+        del paragraph["qas"][0]["answers"], paragraph["qas"][0]["is_impossible"]
+    (toy / "unlabelled.json").write_text(json.dumps(content))
+    pair = ("--teacher_model", str(toy / "teacher"), "--num_train_epochs", "0.3")
+    run(toy, "--pred_distill", "labelled", "middle", *pair)
+    run(
+        toy,
+        "--pred_distill",
+        "unlabelled",
+        "middle",
+        *pair,
+        "--transfer_file",
+        str(toy / "unlabelled.json"),
+    )
+    ours, theirs = (read_weights(toy / name) for name in ("labelled", "unlabelled"))
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,7 @@ class QuestionInput:
     def __init__(self, path: Path, task: Task, source: Source, *, labelled: bool, errors: str):
         self.task = task
         self.reader = QuestionReader(path, task, need_answers=labelled, errors=errors)
-        self.is_scored = source != task.train
+        self.is_scored = source in (*task.dev, *task.test)
         self.columns: dict[str, Any] = {
             "labels": 2 if labelled else 0,
             "sources": True,
