@@ -83,7 +83,12 @@ from transformer.training.options import (
     check_training_arguments,
 )
 from transformer.training.packed import PackedDataset
-from transformer.training.state import RunState, earlier_state, training_fingerprint
+from transformer.training.state import (
+    RunState,
+    earlier_state,
+    is_finished,
+    training_fingerprint,
+)
 from transformer.training.steps import RunPlan
 
 logger = logging.getLogger("general_distill")
@@ -404,9 +409,9 @@ def train(args: argparse.Namespace, runtime: Runtime, directory: RunDirectory) -
     pair = find_models(args)
     plan, held_out = load_data(args, files, pair, runtime)
     decides = runtime.on_main(lambda: what_decides(pair, plan, args, runtime))
-    saved = earlier_state(args, runtime, decides)
-    if saved and saved["finished"]:
+    if is_finished(args, runtime, decides):
         return
+    saved = earlier_state(args, runtime, decides)
     text = held_out.dataset if saved is None else None
     student, objective, report = load_models(pair, text, args, runtime)
     objective = with_variances(objective, held_out.dataset, args.eval_batch_size, runtime)

@@ -47,16 +47,23 @@ from transformer.runtime.script import (
     shipped_students,
     student_name,
 )
+from transformer.tasks.class_report import show_report, write_report
 from transformer.tasks.evaluate import deliver
 from transformer.tasks.job import plan_job
-from transformer.tasks.options import check_args, delivers, learner, trains
+from transformer.tasks.options import (
+    add_learning_arguments,
+    check_args,
+    delivers,
+    learner,
+    trains,
+)
 from transformer.tasks.predict import check_predict, predict
 from transformer.tasks.results import report_seeds, results_table, seed_directory, write_dev_results
 from transformer.tasks.run import Job, Run, metric_fields
 from transformer.tasks.table import add_task_arguments
 from transformer.training.loop import begin_state, finish_run, training_steps
 from transformer.training.options import add_training_arguments
-from transformer.training.state import RunState, earlier_state
+from transformer.training.state import RunState, earlier_state, is_finished
 
 logger = logging.getLogger("task_distill")
 
@@ -79,8 +86,9 @@ examples:
   python task_distill.py --model student --predict reviews.csv --output labelled.csv
 
 A training writes the model with the best dev score to OUTPUT_DIR (model.safetensors, config.json,
-vocab.txt, tokenizer.json, a model card README.md), its scores to eval_results.json, its reports to
-metrics.jsonl and training_curves.png, and the model of the last step to OUTPUT_DIR/last.
+vocab.txt, tokenizer.json, a model card README.md), its scores to eval_results.json and, class by
+class, to dev_report.txt and confusion_matrix.png, its reports to metrics.jsonl and
+training_curves.png, and the model of the last step to OUTPUT_DIR/last.
 --benchmark writes benchmark.json and benchmark.png there, --do_predict one TASK.tsv a test set."""
 
 
@@ -91,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--finetune", action="store_true", help="train --student_model on gold labels: a teacher")
     add("--pred_distill", action="store_true", help="teach predictions instead of layers")
     add("--joint", action="store_true", help="teach layers and predictions in one stage")
-    add("--do_eval", action="store_true", help="measure on the dev set: eval_results.txt and .json")
+    add("--do_eval", action="store_true", help="measure on the dev set: eval_results, dev_report")
     add("--do_predict", action="store_true", help="label the test set, in the leaderboard's format")
     add("--benchmark", action="store_true", help="size, FLOPs and speed, beside --teacher_model's")
     predict = "label a file, standard input (-) or one text with --student_model alone"
@@ -139,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_task_arguments(parser, required=False)
     _add_prediction_arguments(parser)
+    add_learning_arguments(parser)
     add_distillation_arguments(parser)
     add_start_arguments(parser)
     add_training_arguments(parser, epochs=None, eval_step=None)
@@ -180,16 +189,19 @@ def _add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_and_keep(run: Run, state: RunState, total_steps: int) -> None:
     """Measure the student on the dev sets; keep it if it is the best so far, or the last."""
-    results = run.measure(state.student)
+    results, answers = run.measure(state)
     state.metrics.write(step=state.step, **metric_fields(results))
     shown = "  ".join(f"{key} {value:.4f}" for key, value in sum_by_kind(results).items())
     logger.info("%s step %d of %d: dev %s", run.stage, state.step, total_steps, shown)
     run.compare_with_start(state, results)
-    is_last = state.step == total_steps
-    keep = run.choose(state, results, is_last=is_last)
+    keep = run.choose(state, results, is_last=state.step == total_steps)
+    is_last = state.stopped or state.step == total_steps
     if run.runtime.is_main and (keep or is_last):
         directory = run.args.output_dir if keep else run.args.output_dir / "last"
         publish(run, state, directory, results if keep else None)
+        if keep and answers is not None:
+            task = run.job.task
+            write_report(run.args.output_dir, task.kind.class_report(task, *answers))
 
 
 def publish(run: Run, state: RunState, directory: Path, results: dict[str, float] | None) -> None:
@@ -216,9 +228,9 @@ def run_seed(run: Run, directory: RunDirectory) -> dict[str, float]:
     args, runtime, objective = run.args, run.runtime, run.job.objective
     plan = run.plan_steps()
     decides = runtime.on_main(lambda: run.what_decides(plan))
-    saved = earlier_state(args, runtime, decides)
-    if saved and saved["finished"]:
+    if is_finished(args, runtime, decides):
         return run.stored_results()
+    saved = earlier_state(args, runtime, decides)
     student, report = run.load_student(is_new=saved is None)
     begin(run, directory)
     if runtime.is_main and saved is None:  # what a former run left would pass for this one's
@@ -245,15 +257,20 @@ def report_result(run: Run, state: RunState) -> None:
         if run.keeps_best and run.job.teacher_results:
             rows["teacher"] = run.job.teacher_results
         print(results_table(f"{task.name}, dev", rows), flush=True)
+        show_report(run.args.output_dir, f"{task.name}, dev")
     which = "the best" if run.keeps_best else "the last: layers have no dev score to choose by"
     written = [
         ("model.safetensors", f"the {name} of step {state.best_step}, {which}"),
         ("README.md", "its model card: how good it is, how it was made"),
         ("last", f"the {name} of the last step"),
         ("eval_results.json", "its results on the dev set"),
+        ("dev_report.txt", "the same, class by class"),
+        ("confusion_matrix.png", "which classes are taken for which"),
     ]
     title = f"{run.stage} of {task.name} is done"
-    facts = state.facts.get("start", ())
+    facts = list(state.facts.get("start", ()))
+    if state.stopped:
+        facts.append(f"stopped by --patience {run.args.patience}")
     finish_run(state, run.runtime, run.args.output_dir, title, written, facts)
 
 

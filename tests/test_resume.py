@@ -53,6 +53,7 @@ def assert_same_result(output_dir: Path, expected: Path) -> None:
         assert (output_dir / name).read_bytes() == (expected / name).read_bytes(), name
     assert metrics_of(output_dir) == metrics_of(expected)
     assert not list(output_dir.glob(".*.tmp")), "a killed save left its file behind"
+    assert not (output_dir / "training_state.pt").exists(), "a run that is done leaves no state"
 
 
 @pytest.mark.parametrize(("ranks", "precision"), CONFIGURATIONS)
@@ -100,7 +101,12 @@ def test_killed_while_a_file_takes_its_name(arguments, tmp_path):
     """The instants at which a save is half done: around the rename of each of its files."""
     expected, log = tmp_path / "expected", tmp_path / "log"
     assert ForkedRun(arguments(expected), log=log).wait() == [0], log.read_text()
-    for file, count in [("training_state.pt", 4), ("model.safetensors", 2), ("config.json", 2)]:
+    for file, count in [
+        ("training_state.pt", 4),
+        ("model.safetensors", 2),
+        ("config.json", 2),
+        ("args.json", 2),  # the word that the run is done
+    ]:
         for moment in ("before", "after"):
             output_dir = tmp_path / f"{file}-{moment}"
             argv = arguments(output_dir, "--resume")

@@ -349,7 +349,7 @@ def test_the_best_model_is_kept_and_the_last_beside_it(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([float("nan"), -0.5, 0.25, 0.1])
-    monkeypatch.setattr(Run, "measure", lambda *_: {"acc": next(scores), "eval_loss": 1.0})
+    monkeypatch.setattr(Run, "measure", lambda *_: ({"acc": next(scores), "eval_loss": 1.0}, None))
     flags = ["--student_model", toy / "base", "--output_dir", toy / "best"]
     toy.run("--finetune", *flags, "--eval_step", "3", epochs=1)
     found = toy.results("best")
@@ -360,11 +360,148 @@ def test_the_best_model_is_kept_and_the_last_beside_it(
 def test_without_a_usable_score_the_last_model_is_the_result(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Run, "measure", lambda *_: {"acc": float("nan")})
+    monkeypatch.setattr(Run, "measure", lambda *_: ({"acc": float("nan")}, None))
     flags = ["--student_model", toy / "base", "--output_dir", toy / "nan"]
     toy.run("--finetune", *flags, "--eval_step", "5", epochs=0.6)
     assert (toy.results("nan")["acc"], toy.results("nan")["global_step"]) == (None, 8)
     assert weights_of(toy / "nan")
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, scores: dict[int, tuple[float, float]]) -> None:
+    """Let the evaluation of each step find this accuracy and this loss."""
+
+    def measure(run: Run, state: RunState) -> tuple[dict[str, float], None]:
+        return dict(zip(("acc", "eval_loss"), scores[state.step], strict=True)), None
+
+    monkeypatch.setattr(Run, "measure", measure)
+
+
+# The best is step 6, by the lower loss of two equal scores; then two that are no better.
+LOOKS = {2: (0.5, 0.7), 4: (0.6, 0.6), 6: (0.6, 0.5), 8: (0.6, 0.5), 10: (0.4, 0.1)}
+
+
+def test_patience_ends_a_run_that_gets_no_better(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    scripted(monkeypatch, LOOKS)
+    flags = ["--student_model", toy / "base", "--eval_step", "2", "--patience", "2"]
+    toy.run("--finetune", *flags, "--output_dir", toy / "patient", epochs=2)
+    assert toy.results("patient")["global_step"] == 6
+    assert "no better dev acc in 2 evaluations: stopping at step 10, the best was step 6" in (
+        caplog.text
+    )
+    assert "stopped by --patience 2" in caplog.text
+    assert not same_weights(toy / "patient", toy / "patient/last")
+    args = json.loads((toy.root / "patient" / "args.json").read_text())
+    assert args["finished"]["step"] == 10
+    toy.run("--finetune", *flags, "--output_dir", toy / "patient", "--resume", epochs=2)
+    assert "is finished: nothing to do" in caplog.text
+
+
+@pytest.mark.parametrize("died_after", [6, 8, 10])
+def test_patience_survives_an_interruption(
+    toy: Toy, died_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, LOOKS)
+    flags = ["--finetune", "--student_model", toy / "base", "--eval_step", "2", "--patience", "2"]
+    flags += ["--save_steps", "2", "--output_dir", toy / f"impatient{died_after}"]
+    save = RunState.save
+
+    def die_after_saving(self: RunState, *args: object) -> None:
+        save(self, *args)
+        if self.step == died_after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunState, "save", die_after_saving)
+        toy.run(*flags, epochs=2)
+    toy.run(*flags, "--resume", epochs=2)
+    directory = toy.root / f"impatient{died_after}"
+    assert toy.results(directory.name)["global_step"] == 6
+    assert json.loads((directory / "args.json").read_text())["finished"]["step"] == 10
+    assert not (directory / "training_state.pt").exists()
+
+
+def test_each_class_is_reported(toy: Toy, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    flags = ["--student_model", toy / "student", "--output_dir", toy / "report"]
+    toy.run("--do_eval", *flags)
+    directory = toy.root / "report"
+    report = json.loads((directory / "dev_report.json").read_text())
+    assert [row["name"] for row in report["classes"]] == ["0", "1"]
+    rows = (toy.root / "data" / "SST-2" / "dev.tsv").read_text().splitlines()[1:]
+    true = [int(row.split("\t")[1]) for row in rows]
+    assert [row["support"] for row in report["classes"]] == [true.count(0), true.count(1)]
+    right = sum(report["matrix"][label][label] for label in (0, 1))
+    assert right / len(rows) == toy.results("report")["acc"]
+    assert "SST-2, dev, class by class" in caplog.text and "macro average" in caplog.text
+    assert (directory / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+    # That of the training is the report of the model that was kept, which is this one.
+    for name in ("dev_report.txt", "dev_report.json"):
+        assert (toy.root / "student" / name).read_text() == (directory / name).read_text()
+    assert not (toy.root / "layers" / "dev_report.txt").exists()
+
+
+def test_weighted_classes_are_learnt(toy: Toy) -> None:
+    flags = ["--finetune", "--student_model", toy / "base", "--learning_rate", "0"]
+    losses = {}
+    for name, weights in {
+        "plain": [],
+        "ones": ["--class_weights", "0=1"],
+        "twice": ["--class_weights", "1=2,0=2"],
+        "auto": ["--class_weights", "auto"],
+        "zero": ["--class_weights", "0=0"],
+        "one": ["--class_weights", "1=0"],
+    }.items():
+        output = ["--output_dir", toy / f"weighted_{name}", "--log_steps", "12"]
+        toy.run(*flags, *weights, *output, "--student_dropout", "0", epochs=1)
+        losses[name] = toy.metrics(f"weighted_{name}")[0]["loss"]
+    assert losses["ones"] == losses["plain"]
+    assert losses["twice"] == pytest.approx(2 * losses["plain"], rel=1e-5)
+    assert losses["zero"] + losses["one"] == pytest.approx(losses["plain"], rel=1e-5)
+    # 384 rows, 174 of them of label 0 (counted in the data), are weighted to 192 each.
+    labels = (toy.root / "data" / "SST-2" / "train.tsv").read_text().split("\n")[1:-1]
+    zeros = sum(row.endswith("\t0") for row in labels)
+    expected = losses["one"] * 192 / zeros + losses["zero"] * 192 / (384 - zeros)
+    assert losses["auto"] == pytest.approx(expected, rel=1e-5)
+    args = json.loads((toy.root / "weighted_twice" / "args.json").read_text())
+    assert args["class_weights"] == {"0": 2.0, "1": 2.0}
+    with pytest.raises(UserError, match="--class_weights was {'0': 2.0, '1': 2.0} and is now auto"):
+        output = ["--output_dir", toy / "weighted_twice", "--log_steps", "12", "--resume"]
+        toy.run(*flags, "--class_weights", "auto", *output, "--student_dropout", "0", epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("task", "flags", "message"),
+    [
+        ("SST-2", ["--finetune", "--class_weights", "0=1,good=2"], "has no label 'good'"),
+        ("SST-2", ["--finetune", "--class_weights", "0=1,0=2"], "'0' has two weights"),
+        ("SST-2", ["--finetune", "--class_weights", "none"], "is neither auto, nor a file"),
+        ("SST-2", ["--finetune", "--class_weights", "0=much"], "'much', which is no number"),
+        ("SST-2", ["--finetune", "--class_weights", "0=-1"], "give a number of 0 or more"),
+        ("SST-2", ["--finetune", "--class_weights", "0=nan"], "give a number of 0 or more"),
+        ("SST-2", ["--finetune", "--class_weights", "0=0,1=0"], "all are 0"),
+        ("STS-B", ["--finetune", "--class_weights", "auto"], "a regression task has no classes"),
+        ("SST-2", ["--pred_distill", "--class_weights", "auto"], "none are learnt here"),
+        ("SST-2", ["--hard_label_weight", "1", "--class_weights", "auto"], "none are learnt here"),
+        ("SST-2", ["--do_eval", "--class_weights", "auto"], "none are learnt here"),
+    ],
+)
+def test_class_weights_that_cannot_be_are_refused(
+    toy: Toy, task: str, flags: list[str], message: str
+) -> None:
+    models = ["--student_model", toy / "base", "--teacher_model", toy / "teacher"]
+    with pytest.raises(UserError, match=message):
+        toy.run(*flags, *models, "--output_dir", toy / "never", task=task)
+
+
+def test_patience_that_cannot_be_is_refused(toy: Toy) -> None:
+    flags = ["--student_model", toy / "general", "--output_dir", toy / "never"]
+    with pytest.raises(UserError, match="--patience 0: give a number of 1 or more"):
+        toy.run("--finetune", *flags, "--patience", "0")
+    with pytest.raises(UserError, match="layers alone have none"):
+        toy.run("--teacher_model", toy / "teacher", *flags, "--patience", "1")
 
 
 def test_a_model_beside_the_run_is_left_alone(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,9 +663,12 @@ def test_several_seeds(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     scores = [results["acc"] for results in each]
     assert found["acc_mean"] == pytest.approx(np.mean(scores))
     assert found["acc_std"] == pytest.approx(np.std(scores, ddof=1))
-    best = (1, 2)[int(np.argmax(scores))]
+    best = max((1, 2), key=lambda seed: (each[seed - 1]["acc"], -each[seed - 1]["eval_loss"]))
     assert (found["best_seed"], found["acc"]) == (best, max(scores))
     assert same_weights(toy / "seeds", toy / f"seeds/seed_{best}")
+    for name in ("dev_report.txt", "dev_report.json", "confusion_matrix.png"):
+        kept = (toy.root / "seeds" / name).read_bytes()
+        assert kept == (toy.root / f"seeds/seed_{best}" / name).read_bytes()
     assert not same_weights(toy / "seeds/seed_1", toy / "seeds/seed_2")
     assert "mean" in capsys.readouterr().out
     toy.run("--finetune", *flags, "--resume", epochs=1)  # finished already: the same again

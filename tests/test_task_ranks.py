@@ -176,3 +176,16 @@ def assert_same_result(output_dir: Path, expected: Path) -> None:
         assert (output_dir / name).read_bytes() == (expected / name).read_bytes(), name
     assert metrics_of(output_dir) == metrics_of(expected)
     assert not list(output_dir.glob(".*.tmp")), "a killed save left its file behind"
+    assert not (output_dir / "training_state.pt").exists(), "a run that is done leaves no state"
+
+
+def test_patience_ends_all_ranks_at_one_step(arguments, tmp_path):
+    """At a rate of 0 the first evaluation stays the best; two later, at step 12 of 13, it ends."""
+    output_dir, log = tmp_path / "out", tmp_path / "log"
+    argv = arguments("finetune", output_dir, "--patience", "2", batch=4, dropout=False)
+    argv += ["--learning_rate", "0"]
+    finish(ForkedRun(argv, log=log, script=task_distill, ranks=2))
+    done = json.loads((output_dir / "args.json").read_text())["finished"]
+    assert done["step"] == 12
+    results = json.loads((output_dir / "eval_results.json").read_text())
+    assert results["global_step"] == 4

@@ -24,6 +24,7 @@ import torch._dynamo  # noqa: F401 - BertAdam's base class imports it: seconds, 
 import general_distill
 from transformer.runtime.progress import TIMING_FIELDS
 from transformer.runtime.script import run_script
+from transformer.tasks import class_report
 from transformer.training import loop
 
 
@@ -108,6 +109,7 @@ class ForkedRun:
                     "MASTER_PORT": str(port),
                 }
             loop.save_curves = lambda *paths: False  # a second, and nothing to resume
+            class_report.draw_matrix = lambda *drawn: None
             if prepare is not None:
                 prepare()
             code = run_script(lambda: self.script.main(list(argv)))

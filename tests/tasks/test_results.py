@@ -16,14 +16,15 @@ from transformer.runtime.ranks import Runtime
 from transformer.tasks.kinds import CLASSIFICATION, KINDS, REGRESSION
 from transformer.tasks.metrics import (
     METRICS,
+    beats,
     chance_score,
     compute_metrics,
     is_better,
-    worst_score,
 )
 from transformer.tasks.results import (
     DevSet,
     evaluate,
+    summarise_seeds,
     warn_of_chance,
     write_dev_results,
 )
@@ -122,11 +123,34 @@ def test_every_metric_of_the_table_of_tasks_is_there() -> None:
 
 
 def test_what_is_better() -> None:
-    assert is_better(-0.2, worst_score("mcc"), "mcc")  # a bad score is still a first one
-    assert not is_better(math.nan, worst_score("corr"), "corr")
+    assert not is_better(math.nan, -1.0, "corr")
     assert not is_better(0.5, 0.5, "acc")
     assert is_better(0.1, 0.2, "mse") and not is_better(0.3, 0.2, "mse")
-    assert is_better(5.0, worst_score("mse"), "mse")
+
+
+def test_equal_scores_are_told_apart_by_the_loss() -> None:
+    best = {"acc": 0.8, "mse": 0.8, "eval_loss": 0.5}
+    assert beats({"acc": -9.0, "eval_loss": 9.0}, None, "acc")  # a bad score is still a first one
+    assert not beats({"acc": math.nan, "eval_loss": 0.1}, None, "acc")
+    assert beats({"acc": 0.1, "eval_loss": 9.0}, {"acc": math.nan, "eval_loss": 0.1}, "acc")
+    assert not beats({"acc": math.nan, "eval_loss": 0.1}, best, "acc")
+    assert beats({"acc": 0.81, "eval_loss": 9.0}, best, "acc")
+    assert beats({"mse": 0.79, "eval_loss": 9.0}, best, "mse")
+    for metric in ("acc", "mse"):
+        assert beats({metric: 0.8, "eval_loss": 0.4}, best, metric)
+        assert not beats({metric: 0.8, "eval_loss": 0.5}, best, metric)
+        assert not beats({metric: 0.8, "eval_loss": 0.6}, best, metric)
+
+
+def test_the_best_seed_is_the_best_score_then_the_lowest_loss() -> None:
+    found = {
+        3: {"acc": 0.7, "eval_loss": 0.1},
+        1: {"acc": 0.8, "eval_loss": 0.6},
+        2: {"acc": 0.8, "eval_loss": 0.5},
+    }
+    assert summarise_seeds(found, "acc")["best_seed"] == 2
+    assert summarise_seeds(found, "eval_loss")["best_seed"] == 3  # of layers
+    assert summarise_seeds({5: {"acc": math.nan, "eval_loss": 1.0}}, "acc")["best_seed"] == 5
 
 
 def test_chance_is_the_best_constant_answer(caplog: pytest.LogCaptureFixture) -> None:

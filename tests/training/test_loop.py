@@ -40,6 +40,7 @@ from transformer.training.packed import PackedDataset, PackedWriter
 from transformer.training.state import (
     RunState,
     StopSignal,
+    is_finished,
     mark_finished,
     read_state,
 )
@@ -339,6 +340,7 @@ def test_state_is_one_file_that_restores_everything(tmp_path, dataset, models):
         if item.step == 3:
             break
     state.best_score, state.best_step, state.facts = 0.25, 2, {"note": [1, 2]}
+    state.since_best, state.stopped = 4, True
     state.save(tmp_path, CPU)
     assert [path.name for path in tmp_path.glob("*.pt")] == ["training_state.pt"]
 
@@ -347,13 +349,46 @@ def test_state_is_one_file_that_restores_everything(tmp_path, dataset, models):
     again = begin_state(other, args, CPU, plan.total_steps, saved, {"--seed": "0"})
     assert (again.step, again.best_score, again.best_step) == (3, 0.25, 2)
     assert again.facts == {"note": [1, 2]}
+    assert (again.since_best, again.stopped) == (4, True)
     for name, tensor in student.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
     assert again.optimizer.get_lr() == state.optimizer.get_lr()
     assert again.meter.read(CPU) == state.meter.read(CPU)
+
+
+def test_a_finished_run_leaves_no_state(tmp_path, models, caplog):
+    caplog.set_level("INFO")
+    state = begin(models[0], steps=3)
+    state.fingerprint, state.step = {"--seed": "0"}, 3
+    args = parse("--resume")
+    args.output_dir = tmp_path
+    assert not is_finished(args, CPU, {"--seed": "0"})
+    (tmp_path / "args.json").write_text('{"output_dir": "here"}')
+    assert not is_finished(args, CPU, {"--seed": "0"})
+    state.save(tmp_path, CPU)
+    left = (tmp_path / "training_state.pt").read_bytes()
     mark_finished(tmp_path, state)
-    finished = read_state(tmp_path, CPU)
-    assert finished["finished"] and "student" not in finished
+    assert [path.name for path in tmp_path.iterdir()] == ["args.json"]
+    held = json.loads((tmp_path / "args.json").read_text())
+    done = {"step": 3, "fingerprint": {"--seed": "0"}, "files": []}
+    assert held == {"output_dir": "here", "finished": done}
+
+    (tmp_path / "training_state.pt").write_bytes(left)  # killed before it could remove this
+    assert is_finished(args, CPU, {"--seed": "0"})
+    assert "is finished: nothing to do" in caplog.text
+    assert not (tmp_path / "training_state.pt").exists()
+    with pytest.raises(UserError, match="--seed was 0 and is now 1"):
+        is_finished(args, CPU, {"--seed": "1"})
+    assert not is_finished(parse(), CPU, {"--seed": "0"})  # not asked to go on with it
+    for damaged, told in (
+        ("5", "args.json"),
+        ('{"finished": 5}', "args.json is damaged"),
+        ('{"finished": {"files": [7], "fingerprint": {}}}', "finished, but 7 is gone"),
+        ('{"finished": {"files": [], "fingerprint": 5}}', "cannot be read; begin anew"),
+    ):
+        (tmp_path / "args.json").write_text(damaged)
+        with pytest.raises(UserError, match=told):
+            is_finished(args, CPU, {"--seed": "0"})
 
 
 def test_a_file_that_is_no_state_is_refused(tmp_path):
@@ -372,7 +407,7 @@ def write_with_digest(path, content):
 
 def test_a_state_that_was_changed_is_refused(tmp_path):
     file = tmp_path / "training_state.pt"
-    content = {"fingerprint": {}, "finished": True, "step": 3}
+    content = {"fingerprint": {}, "step": 3, "student": {}, "optimizer": {}, "metrics_offset": 0}
     write_with_digest(file, content)
     assert read_state(tmp_path, CPU) == content
     torch.save({**content, "step": 4}, file)  # as an earlier version, or a person, would
@@ -385,9 +420,9 @@ def test_a_state_that_was_changed_is_refused(tmp_path):
     [
         [],
         {"step": 3},
-        {"fingerprint": [], "finished": True, "step": 3},
-        {"fingerprint": {}, "finished": False, "step": 3},
-        {"fingerprint": {}, "finished": 1, "step": "3"},
+        {"fingerprint": [], "step": 3, "student": {}, "optimizer": {}, "metrics_offset": 0},
+        {"fingerprint": {}, "step": 3},
+        {"fingerprint": {}, "step": "3", "student": {}, "optimizer": {}, "metrics_offset": 0},
     ],
 )
 def test_a_state_of_wrong_types_is_refused(tmp_path, content):

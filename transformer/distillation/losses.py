@@ -187,6 +187,7 @@ def gold_loss(
     kind: str = "ce",
     on_augmented: bool = False,
     counted: Tensor | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Return the loss against gold labels.
 
@@ -198,6 +199,8 @@ def gold_loss(
         on_augmented: augmented rows count too, whose labels were only copied. Where they do not,
             they are still in the denominator.
         counted: (B,) bool, the rows that count; None: all.
+        class_weights: (C,), factors of a row's cross-entropy by its label; None: 1. The denominator
+            stays the number of rows, so that the losses of micro-batches and ranks add up.
     """
     logits = student.float()
     if kind == "mse":
@@ -205,7 +208,8 @@ def gold_loss(
     elif kind == "bce":
         losses = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none").mean(-1)
     else:
-        losses = F.cross_entropy(logits, batch.labels.long(), reduction="none")
+        labels = batch.labels.long()
+        losses = F.cross_entropy(logits, labels, weight=class_weights, reduction="none")
     if batch.flags is not None and not on_augmented:
         losses = losses * (batch.flags == 0)
     if counted is not None:

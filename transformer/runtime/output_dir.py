@@ -40,6 +40,7 @@ MODEL_FILES = (
 
 REPORT_FILES = (
     *("eval_args.json", "eval_results.json", "eval_results.txt"),
+    *("dev_report.json", "dev_report.txt", "confusion_matrix.png"),
     *("benchmark.json", "benchmark.png"),
     *("metrics.jsonl", "training_curves.png", "training_state.pt", "tensorboard/events.*"),
 )

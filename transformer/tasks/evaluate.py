@@ -26,6 +26,7 @@ from transformer.tasks.benchmark import (
     save_picture,
     subject_of,
 )
+from transformer.tasks.class_report import show_report, write_report
 from transformer.tasks.classifiers import check_task_fits, load_classifier
 from transformer.tasks.files import find_file
 from transformer.tasks.job import (
@@ -46,8 +47,10 @@ from transformer.tasks.options import (
     with_defaults,
 )
 from transformer.tasks.results import (
+    Answers,
     DevSet,
     evaluate,
+    evaluate_with_answers,
     results_table,
     write_dev_results,
 )
@@ -88,9 +91,9 @@ def deliver(args: argparse.Namespace, task: Task, runtime: Runtime) -> None:
         if delivery.teacher is not None:
             teacher = load_teacher(delivery.teacher, delivery.task, args, runtime)
         dev_sets = open_dev_sets(args.data_dir, delivery.task, delivery.cache)
-        scores = _evaluate(delivery, teacher, dev_sets)
-    if args.do_eval and runtime.is_main:
-        _report(delivery, scores, dev_sets)
+        scores, answers = _evaluate(delivery, teacher, dev_sets)
+        if args.do_eval and runtime.is_main:
+            _report(delivery, scores, answers, dev_sets)
     if args.do_predict:
         _predict(delivery)
     if runtime.is_main:
@@ -123,19 +126,20 @@ def _plan(args: argparse.Namespace, task: Task, runtime: Runtime) -> Delivery:
 
 def _evaluate(
     delivery: Delivery, teacher: TinyBertForSequenceClassification | None, dev_sets: list[DevSet]
-) -> dict[str, Results]:
-    """Return the dev scores of the "student" and, if there is one, of the "teacher"."""
-    models = {"student": delivery.model, "teacher": teacher}
-    batch_size = delivery.args.eval_batch_size
-    return {
-        name: evaluate(model, delivery.task, dev_sets, batch_size, delivery.runtime)
-        for name, model in models.items()
-        if model is not None
-    }
+) -> tuple[dict[str, Results], Answers]:
+    """Return the dev scores of the "student" and any "teacher", and the student's answers."""
+    rest = delivery.task, dev_sets, delivery.args.eval_batch_size, delivery.runtime
+    results, *answers = evaluate_with_answers(delivery.model, *rest)
+    scores = {"student": results}
+    if teacher is not None:
+        scores["teacher"] = evaluate(teacher, *rest)
+    return scores, tuple(answers)
 
 
-def _report(delivery: Delivery, scores: dict[str, Results], dev_sets: list[DevSet]) -> None:
-    """Write and print the dev scores."""
+def _report(
+    delivery: Delivery, scores: dict[str, Results], answers: Answers, dev_sets: list[DevSet]
+) -> None:
+    """Write and print the dev scores, and how well each class is answered."""
     args, task = delivery.args, delivery.task
     facts: dict[str, object] = {"task": task.name, "model": str(delivery.checkpoint)}
     if trains(args):
@@ -145,6 +149,8 @@ def _report(delivery: Delivery, scores: dict[str, Results], dev_sets: list[DevSe
     write_dev_results(args.output_dir, dev_sets, scores["student"], facts)
     rows = {str(delivery.checkpoint): scores["student"]} | ({"teacher": theirs} if theirs else {})
     print(results_table(f"{task.name}, dev", rows), flush=True)
+    write_report(args.output_dir, task.kind.class_report(task, *answers))
+    show_report(args.output_dir, f"{task.name}, dev")
 
 
 def _predict(delivery: Delivery) -> None:

@@ -32,6 +32,7 @@ from transformer.files import UserError
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime.parallel import usable_cores
 from transformer.runtime.ranks import Runtime
+from transformer.tasks.class_weights import check_class_weights, weight_of_each_class
 from transformer.tasks.classifiers import (
     check_classifier,
     check_task_fits,
@@ -166,6 +167,7 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
     if asks_teacher(args) or args.init_from_teacher:
         teacher = open_checkpoint("teacher_model", args)
     task = with_known_labels(task, args, teacher)
+    check_class_weights(args.class_weights, task)
     tokenizer = shared_tokenizer(student, teacher)
     changes, comparisons = _check_models(args, task, student, teacher)
     answers = read_answers(args, task)
@@ -173,6 +175,8 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
     train_set = open_training_set(args, task, cache)
     if answers is not None:
         inspect_answers(answers, task, train_set)
+    if learns_task(args):
+        comparisons += _compare_logits(args, task, train_set, runtime)
     dev_sets = open_dev_sets(args.data_dir, task, cache)
     args = with_eval_step(args, len(dev_sets[0].dataset))
     model = None
@@ -224,12 +228,18 @@ def _objective(
     return Objective(comparisons, teacher_logits=logits, token_offsets=offsets)
 
 
-def _compare_logits(args: argparse.Namespace, task: Task) -> tuple[Comparison, ...]:
+def _compare_logits(
+    args: argparse.Namespace, task: Task, train_set: PackedDataset, runtime: Runtime
+) -> tuple[Comparison, ...]:
     """Return the terms of fine-tuning and of prediction distillation (equation 10)."""
     kind = task.kind
-    gold = partial(gold_loss, kind=kind.gold)
+    on_augmented = args.hard_labels_on_augmented or not needs_teacher(args)
+    weights = weight_of_each_class(args.class_weights, task, train_set, on_augmented=on_augmented)
+    if weights is not None:
+        weights = torch.from_numpy(weights).to(runtime.device)
+    gold = partial(gold_loss, kind=kind.gold, on_augmented=on_augmented, class_weights=weights)
+    gold = kind.over_answers(gold)
     if not needs_teacher(args):
-        gold = kind.over_answers(partial(gold, on_augmented=True))
         return (Comparison(Term("prediction_gold", "logits", gold)),)
     loss = partial(
         prediction_loss,
@@ -239,7 +249,6 @@ def _compare_logits(args: argparse.Namespace, task: Task) -> tuple[Comparison, .
     )
     compared = [Comparison(Term("prediction", "logits", kind.over_answers(loss)))]
     if args.hard_label_weight:
-        gold = kind.over_answers(partial(gold, on_augmented=args.hard_labels_on_augmented))
         term = Term("prediction_gold", "logits", gold, weight=args.hard_label_weight)
         compared.append(Comparison(term))
     return tuple(compared)
@@ -248,7 +257,7 @@ def _compare_logits(args: argparse.Namespace, task: Task) -> tuple[Comparison, .
 def _check_models(
     args: argparse.Namespace, task: Task, student: Checkpoint, teacher: Checkpoint | None
 ) -> tuple[dict[str, Any], tuple[Comparison, ...]]:
-    """Check models before weights are read; return the student's changes and its terms."""
+    """Check models before weights are read; return the student's changes and terms of layers."""
     changes, comparisons = {}, ()
     whose = f"the {learner(args)}"
     check_task_fits(task, args.max_seq_length, student.config, whose)
@@ -266,8 +275,6 @@ def _check_models(
             copies = bool(args.init_from_teacher) and same
             changes |= student_changes(config, teacher.config, copies_layers=copies)
             comparisons = plan_comparisons(args, student.config.changed(**changes), teacher.config)
-    if learns_task(args):
-        comparisons += _compare_logits(args, task)
     check_classifier(student, task, whose, need_classifier=False, **changes)
     return changes, comparisons
 

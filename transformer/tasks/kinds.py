@@ -14,6 +14,7 @@ import numpy as np
 from transformer.files import UserError
 
 if TYPE_CHECKING:
+    from transformer.tasks.class_report import ClassReport
     from transformer.tasks.table import Task
     from transformer.training.packed import PackedDataset
 
@@ -77,6 +78,10 @@ class Kind:
         """Return results beside the task's metrics, such as those of single labels."""
         return {}
 
+    def class_report(self, task: Task, logits: Any, labels: Any) -> ClassReport | None:
+        """Return how well each class is answered, from what `answers` gave; None: no classes."""
+        return None
+
     def loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
         """Return the mean loss of logits (N, C) against gold labels (N,)."""
         raise NotImplementedError
@@ -121,6 +126,11 @@ class Classification(Kind):
 
     def compare(self, task: Task, logits: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
         return logits.argmax(1), labels.astype(np.int64)
+
+    def class_report(self, task: Task, logits: Any, labels: Any) -> ClassReport | None:
+        from transformer.tasks.class_report import report_of_classes
+
+        return report_of_classes(task.labels, *self.compare(task, logits, labels))
 
     def loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
         shifted = logits.astype(float) - logits.max(1, keepdims=True)
@@ -214,6 +224,11 @@ class MultiLabel(Kind):
         """Return which labels each text has, (N, C) of 0 and 1: those of a probability over 1/2."""
         return (logits > 0).astype(np.int64), labels.astype(np.int64)
 
+    def class_report(self, task: Task, logits: Any, labels: Any) -> ClassReport | None:
+        from transformer.tasks.class_report import report_of_label_sets
+
+        return report_of_label_sets(task.labels, *self.compare(task, logits, labels))
+
     def loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
         # log(1 + exp(z)) - y z, which is binary cross-entropy on sigmoid(z).
         return float(np.mean(np.logaddexp(0, logits.astype(float)) - labels * logits))
@@ -270,6 +285,11 @@ class TokenLabels(Kind):
 
         scores = entity_scores(predictions, truth)
         return {f"entity_f1_{kind}": f1 for kind, (_, _, f1) in scores.items() if kind}
+
+    def class_report(self, task: Task, logits: Any, labels: Any) -> ClassReport | None:
+        from transformer.tasks.class_report import report_of_entities
+
+        return report_of_entities(*self.compare(task, logits, labels))
 
     def loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
         return CLASSIFICATION.loss(logits, labels[:, 0])

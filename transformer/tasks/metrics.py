@@ -278,14 +278,21 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> Resul
 
 
 def is_better(score: float, best: float, metric: str) -> bool:
-    """Say whether `score` beats `best` in a metric of METRICS; NaN beats nothing."""
-    higher_is_better = METRICS[metric][1]
+    """Say whether `score` beats `best` in a metric of METRICS or in a loss; NaN beats nothing."""
+    higher_is_better = metric in METRICS and METRICS[metric][1]
     return score > best if higher_is_better else score < best
 
 
-def worst_score(metric: str) -> float:
-    """Return the score that any number beats."""
-    return -math.inf if METRICS[metric][1] else math.inf
+def beats(results: Results, best: Results | None, metric: str) -> bool:
+    """Say whether `results` are better than the best so far (None: there are none yet).
+
+    The metric decides, and where it is equal the lower `eval_loss`. NaN beats nothing.
+    """
+    if best is None or math.isnan(best[metric]):
+        return not math.isnan(results[metric])
+    if results[metric] == best[metric]:
+        return results["eval_loss"] < best["eval_loss"]
+    return is_better(results[metric], best[metric], metric)
 
 
 def chance_score(task: Task, labels: np.ndarray) -> float:

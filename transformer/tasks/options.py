@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from transformer.distillation.start import check_start_arguments
 from transformer.files import EnvironmentFault, UserError
+from transformer.tasks.class_weights import class_weights
 from transformer.tasks.files import find_file, require_file
 from transformer.tasks.table import Source, Task, resolve_task
 from transformer.tasks.token_cache import file_name
@@ -27,7 +28,31 @@ LEAST_EVAL_STEP = 50
 
 ANSWER_ENDINGS = (".npy", ".tsv", ".csv", ".jsonl", ".json")
 
+# Flags of `add_learning_arguments`, which decide the result of a training.
+LEARNING_FLAGS = ("class_weights", "patience")
+
 DELIVERIES = ("do_eval", "do_predict", "benchmark", "export_onnx")
+
+
+def add_learning_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of trainings that learn the task itself."""
+    add = parser.add_argument_group("fine-tuning and prediction distillation").add_argument
+    add(
+        "--class_weights",
+        type=class_weights,
+        metavar="WEIGHTS",
+        help='factors of the loss of a gold label, for classes of unequal size: "auto", which is '
+        'rows / (classes * rows of the class), "label=weight,label=weight", or a JSON file of '
+        "them; labels without one have 1",
+    )
+    add(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="stop after N evaluations (every --eval_step steps) without a better dev score; of "
+        "equal scores the one with the lower dev loss is better. The learning rate is planned for "
+        "all epochs nevertheless",
+    )
 
 
 def delivers(args: argparse.Namespace) -> bool:
@@ -73,6 +98,11 @@ def check_args(args: argparse.Namespace) -> Task:
     check_training_arguments(argparse.Namespace(**{**vars(args), "eval_step": eval_step}))
     _check_values(args)
     task = resolve_task(args)
+    if args.class_weights is not None and not (task.kind.names_labels and task.kind.gold == "ce"):
+        raise UserError(
+            f"--class_weights: a {task.kind.name} task has no classes of which one is right; leave "
+            "the flag out"
+        )
     if not args.data_dir.is_dir():
         raise UserError(f"--data_dir {args.data_dir}: no such directory")
     if args.dev_share is not None:
@@ -279,10 +309,29 @@ def _check_values(args: argparse.Namespace) -> None:
             "--hard_labels learns gold labels alone, --hard_label_weight adds them to the "
             "teacher's; give one"
         )
+    _check_patience(args)
+    if args.class_weights is not None and not learns_gold(args):
+        raise UserError(
+            "--class_weights are factors of the loss of gold labels, and none are learnt here; it "
+            "goes with --finetune, --hard_labels, or --hard_label_weight of --pred_distill and "
+            "--joint"
+        )
     if len(set(args.seed)) < len(args.seed):
         raise UserError(f"--seed {' '.join(map(str, args.seed))}: give each seed once")
     if args.num_workers is not None and args.num_workers < 1:
         raise UserError(f"--num_workers {args.num_workers}: give a number of 1 or more")
+
+
+def _check_patience(args: argparse.Namespace) -> None:
+    if args.patience is None:
+        return
+    if args.patience < 1:
+        raise UserError(f"--patience {args.patience}: give a number of 1 or more evaluations")
+    if not learns_task(args):
+        raise UserError(
+            "--patience waits for a better dev score, and layers alone have none; it goes with "
+            "--finetune, --pred_distill or --joint"
+        )
 
 
 def _check_training(args: argparse.Namespace, task: Task) -> None:
@@ -348,6 +397,11 @@ def asks_teacher(args: argparse.Namespace) -> bool:
 def learns_task(args: argparse.Namespace) -> bool:
     """Say whether the student learns the task itself: labels or the teacher's predictions."""
     return args.finetune or args.pred_distill or args.joint
+
+
+def learns_gold(args: argparse.Namespace) -> bool:
+    """Say whether gold labels are in the loss."""
+    return learns_task(args) and (not needs_teacher(args) or args.hard_label_weight > 0)
 
 
 def learns_layers(args: argparse.Namespace) -> bool:

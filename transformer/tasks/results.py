@@ -18,13 +18,17 @@ from torch import nn
 from transformer.checkpoint.model_card import write_model_card
 from transformer.files import atomic_write
 from transformer.runtime.ranks import Runtime
-from transformer.tasks.metrics import Results, chance_score, is_better, score, worst_score
+from transformer.tasks.class_report import FILES as REPORT_FILES
+from transformer.tasks.metrics import Results, beats, chance_score, is_better, score
 from transformer.tasks.table import Task
 from transformer.training.inference import predict_logits
 from transformer.training.packed import PackedDataset
 from transformer.vocabulary import VOCABULARY_FILES
 
 logger = logging.getLogger(__name__)
+
+
+Answers = tuple[np.ndarray, np.ndarray]  # logits (N, C) and gold labels (N, ...)
 
 
 @dataclass(frozen=True)
@@ -141,12 +145,13 @@ def seed_directory(output_dir: Path, seed: int) -> Path:
 def summarise_seeds(results: Mapping[int, Results], metric: str) -> dict[str, Any]:
     """Return mean and (sample) deviation of every result over seeds, and the seed best in `metric`.
 
+    Of seeds that are equal there, the best is the one with the lower loss.
     The keys of the best seed's own results are plain ("acc"), the others "acc_mean", "acc_std".
     """
-    best_seed, best = next(iter(results)), worst_score(metric)
+    best_seed = next(iter(results))
     for seed, found in results.items():
-        if is_better(found[metric], best, metric):
-            best_seed, best = seed, found[metric]
+        if beats(found, results[best_seed], metric):
+            best_seed = seed
     summary: dict[str, Any] = dict(results[best_seed])
     for key in results[best_seed]:
         values = [found[key] for found in results.values()]
@@ -158,9 +163,9 @@ def summarise_seeds(results: Mapping[int, Results], metric: str) -> dict[str, An
 
 
 def keep_best_seed(output_dir: Path, seed: int) -> None:
-    """Copy the model of the best seed to the output directory itself."""
+    """Copy the model of the best seed, and its report, to the output directory itself."""
     source = seed_directory(output_dir, seed)
-    for name in MODEL_FILES:
+    for name in (*REPORT_FILES, *MODEL_FILES):
         if not (source / name).is_file():
             (output_dir / name).unlink(missing_ok=True)
             continue

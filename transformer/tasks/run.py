@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from transformer.checkpoint.directory import Checkpoint
 from transformer.distillation.closed_form import ClosedFormReport
@@ -21,15 +20,16 @@ from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime.fingerprint import Fingerprint
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import load_classifier
-from transformer.tasks.metrics import Results, chance_score, is_better, worst_score
+from transformer.tasks.metrics import Results, beats, chance_score
 from transformer.tasks.options import (
+    LEARNING_FLAGS,
     given_answers,
     learner,
     learns_task,
     needs_teacher,
     stage_of,
 )
-from transformer.tasks.results import DevSet, evaluate, evaluate_with_answers
+from transformer.tasks.results import Answers, DevSet, evaluate_with_answers
 from transformer.tasks.table import TASK_FLAGS, Task
 from transformer.tokenization import BertTokenizer
 from transformer.training.batches import BatchPlan
@@ -49,6 +49,7 @@ DECISIVE = (
     *("finetune", "pred_distill", "joint", "aug_train", "max_seq_length", "seed"),
     *("temperature", "prediction_loss", "original_soft_ce"),
     *("hard_labels", "hard_label_weight", "hard_labels_on_augmented"),
+    *LEARNING_FLAGS,
     *TASK_FLAGS,
     *START_FLAGS,
     *TRAINING_FLAGS,
@@ -135,29 +136,42 @@ class Run:
             }
         return self.runtime.broadcast_object(results)
 
-    def measure(self, student: nn.Module) -> Results:
-        """Return the task's metrics on all dev sets; for layers, the loss on the first."""
+    def measure(self, state: RunState) -> tuple[Results, Answers | None]:
+        """Return the task's metrics on all dev sets, and what they are computed from on the first.
+
+        For layers, the loss on the first and no answers.
+        """
         job, batch_size = self.job, self.args.eval_batch_size
         if self.keeps_best:
-            return evaluate(student, job.task, job.dev_sets, batch_size, self.runtime)
+            results, *answers = evaluate_with_answers(
+                state.student, job.task, job.dev_sets, batch_size, self.runtime
+            )
+            # What ranks decide by must be the same on all, to the last digit.
+            return self.runtime.broadcast_object(results), tuple(answers)
         dataset = job.dev_sets[0].dataset
-        return mean_loss(job.objective, student, dataset, batch_size, self.runtime)
+        return mean_loss(job.objective, state.student, dataset, batch_size, self.runtime), None
 
     def choose(self, state: RunState, results: Results, *, is_last: bool) -> bool:
         """Say whether the student as it is now becomes the result, and note it in `state`.
 
-        The best dev score wins; without any, or where none was a number, the last model does.
+        The best dev score wins, of equal ones that with the lower loss; without any, or where none
+        was a number, the last model does. --patience is over after so many that were no better.
         """
         metric = self.job.task.best_metric
-        keep = True
-        if self.keeps_best:
-            best = worst_score(metric) if state.best_score is None else state.best_score
-            is_first = state.best_score is None
-            keep = is_better(results[metric], best, metric) or (is_last and is_first)
-        if keep:
+        best = state.facts.get("results")
+        keep = not self.keeps_best or beats(results, best, metric)
+        state.since_best = 0 if keep else state.since_best + 1
+        if self.args.patience is not None and state.since_best >= self.args.patience:
+            state.stopped = True
+            logger.info(
+                "no better dev %s in %d evaluations: stopping at step %d, the best was step %d",
+                *(metric, state.since_best, state.step, state.best_step),
+            )
+        if keep or (best is None and (is_last or state.stopped)):
             state.best_step = state.step
             state.best_score = results[metric] if self.keeps_best else None
             state.facts["results"] = results
+            keep = True
         return keep
 
     def measure_start(self, state: RunState, report: ClosedFormReport) -> None:
@@ -172,7 +186,7 @@ class Run:
         state.facts["chance"] = chance_score(job.task, labels)
         state.facts["start"] = [f"dev {metric} before training {scores[metric]:.4f}"]
         if not self.keeps_best:
-            loss = self.measure(state.student)["eval_loss"]
+            loss = self.measure(state)[0]["eval_loss"]
             state.facts["start"].append(f"loss before training {loss:.4f}")
         logger.info("%s", "; ".join(state.facts["start"]))
         if report.explained:

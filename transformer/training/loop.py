@@ -149,7 +149,8 @@ def training_steps(
     general_distill.py and `run_seed` in task_distill.py show.
 
     Args:
-        state: `state.step` steps are done already.
+        state: `state.step` steps are done already. Where the script sets `state.stopped`, the loop
+            ends after that step; every rank must set it at the same one.
         name: what progress lines call the training.
 
     Raises:
@@ -188,6 +189,8 @@ def training_steps(
 
             if signum:
                 raise SystemExit(128 + signum)
+            if state.stopped:
+                return
 
 
 def _batches_left(
@@ -198,6 +201,8 @@ def _batches_left(
     runtime: Runtime,
 ) -> Iterator[StepBatch]:
     """Return the batches of the steps that are left, made ahead in a thread of their own."""
+    if state.stopped:
+        return iter(())
     return step_batches(
         plan,
         runtime,

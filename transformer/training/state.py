@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from transformer.checkpoint.weight_files import write_file
-from transformer.files import UserError
+from transformer.files import UserError, read_json, write_json
 from transformer.runtime.fingerprint import Fingerprint, check_fingerprint, fingerprint
 from transformer.runtime.metrics_log import MetricsLog
 from transformer.runtime.output_dir import MODEL_FILES
@@ -38,6 +38,8 @@ class RunState:
 
     scaler: of the loss, for fp16; a disabled one otherwise.
     best_score: of the best evaluation so far, None before the first.
+    since_best: evaluations since that one.
+    stopped: the script has seen enough; the loop ends here, before its plan does.
     """
 
     student: nn.Module
@@ -49,6 +51,8 @@ class RunState:
     step: int = 0
     best_score: float | None = None
     best_step: int = 0
+    since_best: int = 0
+    stopped: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
     def save(self, output_dir: Path, runtime: Runtime) -> None:
@@ -58,10 +62,11 @@ class RunState:
             return
         state = {
             "fingerprint": self.fingerprint,
-            "finished": False,
             "step": self.step,
             "best_score": self.best_score,
             "best_step": self.best_step,
+            "since_best": self.since_best,
+            "stopped": self.stopped,
             "facts": self.facts,
             "metrics_offset": self.metrics.sync(),
             "student": self.student.state_dict(),
@@ -84,6 +89,7 @@ class RunState:
             self.meter.load_state_dict(state["meters"][runtime.rank])
             self.step, self.facts = state["step"], state["facts"]
             self.best_score, self.best_step = state["best_score"], state["best_step"]
+            self.since_best, self.stopped = state["since_best"], state["stopped"]
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
             raise UserError(DAMAGED.format(STATE_FILE)) from None
 
@@ -128,18 +134,11 @@ def _read_state(path: Path) -> dict[str, Any] | None:
     is_ours = (
         isinstance(state, dict)
         and isinstance(state.get("fingerprint"), dict)
-        and isinstance(state.get("finished"), bool)
         and isinstance(state.get("step"), int)
-        and (state["finished"] or {"student", "optimizer", "metrics_offset"} <= state.keys())
+        and {"student", "optimizer", "metrics_offset"} <= state.keys()
     )
     if not is_ours:
         raise UserError(DAMAGED.format(path))
-    gone = [name for name in state.get("files", ()) if not (path.parent / str(name)).is_file()]
-    if state["finished"] and gone:
-        raise UserError(
-            f"--resume: the run in {path.parent} is finished, but {gone[0]} is gone; put it back, "
-            "or begin anew with --overwrite_output_dir"
-        )
     return state
 
 
@@ -180,22 +179,57 @@ def earlier_state(
     saved = read_state(args.output_dir, runtime) if args.resume else None
     if saved is not None:
         check_fingerprint(saved["fingerprint"], now, args.output_dir, "--overwrite_output_dir")
-        if saved["finished"]:
-            logger.info("the run in %s is finished: nothing to do", args.output_dir)
     return saved
 
 
 def mark_finished(output_dir: Path, state: RunState) -> None:
-    """Replace the state by a word that the run is done; what it held is not needed any more."""
+    """Note in args.json that the run is done, and remove its state, which nobody needs any more."""
+    path = output_dir / "args.json"
     written = [f"{place}{name}" for place in ("", "best/") for name in MODEL_FILES]
     files = [name for name in written if (output_dir / name).is_file()]
-    marker = {
-        "fingerprint": state.fingerprint,
-        "finished": True,
-        "step": state.step,
-        "files": files,
-    }
-    _write_state(output_dir / STATE_FILE, marker)
+    done = {"step": state.step, "fingerprint": state.fingerprint, "files": files}
+    write_json(path, {**read_json(path), "finished": done})
+    (output_dir / STATE_FILE).unlink(missing_ok=True)
+
+
+def is_finished(args: argparse.Namespace, runtime: Runtime, now: Fingerprint) -> bool:
+    """Say whether --resume has nothing to do, on every rank.
+
+    Args:
+        now: what decides the result of the run as it is started now.
+
+    Raises:
+        UserError: what is finished is a run with another fingerprint, a file of its model is gone,
+            or args.json is damaged.
+    """
+    done = runtime.on_main(lambda: _finished(args.output_dir)) if args.resume else None
+    if done is None:
+        return False
+    check_fingerprint(done.get("fingerprint"), now, args.output_dir, "--overwrite_output_dir")
+    logger.info("the run in %s is finished: nothing to do", args.output_dir)
+    return True
+
+
+def _finished(output_dir: Path) -> dict[str, Any] | None:
+    """Return what `mark_finished` noted, None if the run is not done."""
+    path = output_dir / "args.json"
+    done = read_json(path).get("finished") if path.exists() else None
+    if done is None:
+        return None
+    if not isinstance(done, dict) or not isinstance(done.get("files"), list):
+        raise UserError(
+            f"--resume: {path} is damaged; put back a copy, or begin anew with "
+            "--overwrite_output_dir"
+        )
+    gone = [name for name in done["files"] if not (output_dir / str(name)).is_file()]
+    if gone:
+        raise UserError(
+            f"--resume: the run in {output_dir} is finished, but {gone[0]} is gone; put it back, "
+            "or begin anew with --overwrite_output_dir"
+        )
+    # A run that was killed between its last two files is done all the same.
+    (output_dir / STATE_FILE).unlink(missing_ok=True)
+    return done
 
 
 class StopSignal:
