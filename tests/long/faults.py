@@ -122,6 +122,8 @@ SIGNALS = (
     *((signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM)),
 )
 
+LEFT_BEHIND = ".*.tmp"
+
 ENDS = (-signal.SIGKILL, 130, 143, 0)
 
 
@@ -146,7 +148,11 @@ def kills(args: argparse.Namespace, directory: Path) -> Iterator[Outcome]:
             yield outcome
             cases += 1
         ended = start(script, setting, resume=True).wait()
-        yield _compared(f"{script} resumed", ended, setting, expected)
+        outcome = _compared(f"{script} resumed", ended, setting, expected)
+        left = [str(path) for path in (directory / "case").rglob("*") if path.match(LEFT_BEHIND)]
+        if left and not outcome.problem:
+            outcome.problem, outcome.detail = "left behind", "\n".join([ended.command, *left])
+        yield outcome
         shutil.rmtree(directory / "case")
 
 

@@ -112,6 +112,26 @@ def test_a_second_signal_ends_the_clean_up_too(signum: int, code: int) -> None:
     assert (process.returncode, err) == (code, "")
 
 
+@pytest.mark.parametrize(
+    ("signum", "code", "told"),
+    [(signal.SIGINT, 130, "-c: error: interrupted\n"), (signal.SIGTERM, 143, "")],
+)
+def test_a_signal_that_a_library_makes_an_error_of_is_a_signal(signum, code, told) -> None:
+    main = """
+        try:
+            print("ready", flush=True)
+            for _ in range(1200):
+                time.sleep(0.05)
+        except BaseException as error:
+            raise ValueError("could not determine the shape") from error
+    """
+    with start(main) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (code, told)
+
+
 def test_ctrl_c_during_the_imports_is_one_line() -> None:
     program = f"""
 import sys, time

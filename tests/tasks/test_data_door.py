@@ -92,6 +92,7 @@ REFUSED = [
     (OWN, "a.csv", b'text,label\na,1\n"b,0\nc,1\n', "row that begins in line 3 is no CSV"),
     (OWN, "a.csv", b'text,label\n"a" b,1\n', "row that begins in line 2 is no CSV"),
     (OWN, "a.tsv", b"text\tlabel\ngood\t1\ncaf\xe9\t0\n", "line 3: not UTF-8.*--errors replace"),
+    (OWN, "a.csv", b"caf\xe9,text,label\na,b,1\n", "line 1: not UTF-8"),
     (OWN, "a.tsv", "text\tlabel\na\t1\n".encode("utf-16"), "looks like UTF-16"),
     (OWN, "a.tsv", "text\tlabel\na\t1\n".encode("utf-16-le"), "looks like UTF-16"),
     (OWN, "a.tsv", b"text\tlabel\ra\t1\rb\t0\r", "carriage return alone"),

@@ -176,19 +176,27 @@ MACHINE_ERRORS = (
 )
 
 
+# The signals that asked the script to end. subtle: a library in another language may make an error
+# of its own of what a handler raises, such as "ValueError: could not determine the shape".
+_received: list[int] = []
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     """Unwind at the first Ctrl-C, and end at once at the second."""
+    _received.append(signum)
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
     raise KeyboardInterrupt
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
+    _received.append(signum)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
     raise SystemExit(128 + signum)
 
 
 def _listen_to_signals() -> None:
     """Let signals outside the training loop clean up and say their code, too."""
+    _received.clear()
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a shell script
         signal.signal(signal.SIGINT, _interrupt)
@@ -280,15 +288,17 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _told(error: BaseException) -> int | None:
     """Tell why the run ended; return the exit code, or None where a traceback says more."""
+    if _received and _received[0] == signal.SIGTERM:
+        return 128 + signal.SIGTERM
+    if _received or isinstance(error, KeyboardInterrupt):
+        _tell("interrupted")
+        return 130
     if isinstance(error, UserError):
         # Every rank finds the same mistake; the others leave the main one time to say it.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(2)
         _tell(str(error))
         return 3 if isinstance(error, EnvironmentFault) else 2
-    if isinstance(error, KeyboardInterrupt):
-        _tell("interrupted")
-        return 130
     if isinstance(error, RunError):
         _tell(str(error))
         return 1

@@ -437,7 +437,8 @@ class RowReader:
         """Return what separates the cells of a CSV file: what makes its first line have the
         wanted columns, or else most columns."""
         names = {column.strip().casefold() for column in wanted}
-        with self._opened() as file:
+        # Bytes that are no UTF-8 are told when the rows are read, with their line.
+        with open(self.path, encoding="utf-8-sig", errors="replace", newline="") as file:
             line = next((text for text in file if text.strip()), "")
 
         def fit(delimiter: str) -> tuple[int, int]:

@@ -119,6 +119,8 @@ def _parse_line(raw: bytes, vocab: dict[str, int], max_length: int) -> _Line:
         )
     positions, labels = example.get("masked_lm_positions", []), example.get("masked_lm_labels", [])
     places = range(len(tokens))
+    if not isinstance(positions, list) or not isinstance(labels, list):
+        raise ValueError("masked_lm_positions and masked_lm_labels must be lists")
     if len(positions) != len(labels) or any(position not in places for position in positions):
         raise ValueError("masked_lm_positions must lie in the tokens, with one label each")
     try:
