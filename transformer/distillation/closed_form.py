@@ -360,6 +360,8 @@ class _ClosedForm:
                 reached += 1
                 halves.append(self.run_teacher_layer(reached, h))
                 before, h = h, halves[-1].outputs
+                for inner in halves[:-1]:
+                    inner.outputs = []  # nothing reads them: of inner layers, neurons are taken
             x = self.layer(layer, m, x, before, halves, is_again=not is_next)
             fits[m] = self.moments(x, h)
         self.weigh_first_token = False
@@ -634,8 +636,8 @@ class _ClosedForm:
             found.outputs.append(layer.output.LayerNorm(z_out))
             found.output_deviations.append(z_out.std(-1, keepdim=True, correction=0))
             (rows,) = self.rows(place, activation)
-            parts = rows, rows.square()
-            sums = sums + torch.stack([part.sum(0, dtype=torch.float64) for part in parts])
+            for part in map(Tensor.double, rows.split(ROWS_AT_ONCE)):
+                sums = sums + torch.stack([part.sum(0), part.square().sum(0)])
         mean, square = sums / sum(int(mask.sum()) for mask in self.masks)
         found.activation_deviation = (square - mean.square()).clamp_min(0).sqrt()
         found.taken = torch.zeros_like(mean, dtype=torch.bool)
