@@ -389,7 +389,7 @@ def edited(**changes: object) -> Callable[[str], str]:
         (lambda line: line[:40], "cut off"),
         (lambda line: "", "cut off"),
         (lambda line: "[1, 2]", "cut off"),
-        (lambda line: json.dumps({**json.loads(line), "masked_lm_labels": True}), "must be lists"),
+        (edited(masked_lm_labels=True), "must be lists"),
         (edited(tokens=["[CLS]", "zebra"], segment_ids=[0, 0]), "'zebra' is not in"),
         (edited(tokens=["[CLS]", 7], segment_ids=[0, 0]), "token 7"),
         (edited(tokens=["the"] * 41, segment_ids=[0] * 41), "41 tokens, more than the 40"),

@@ -88,6 +88,7 @@ class Script:
     def _run(self) -> None:
         code = 99
         try:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the script listens
             os.setsid()
             os.environ |= self.variables
             os.chdir(self.cwd)
