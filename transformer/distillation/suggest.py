@@ -7,6 +7,10 @@
 A computed student of width d sees the teacher's states in the d - 1 directions that hold most of
 their variance, the same ones in all layers (step 1 of closed_form.py). Of layer g with covariance
 C they keep tr(E'CE) / tr(C): what no projection of the student's states can bring back is lost.
+
+That is the share of the text that the directions were found on. On other text those of a BERT of
+width 384 kept less, in half its width: .12 less when found on 1,000 tokens, .06 on 4,000 (10 for
+each coordinate), .03 on 12,000.
 """
 
 from __future__ import annotations
