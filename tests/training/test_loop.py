@@ -423,6 +423,7 @@ def test_a_state_that_was_changed_is_refused(tmp_path):
         {"fingerprint": [], "step": 3, "student": {}, "optimizer": {}, "metrics_offset": 0},
         {"fingerprint": {}, "step": 3},
         {"fingerprint": {}, "step": "3", "student": {}, "optimizer": {}, "metrics_offset": 0},
+        {"fingerprint": {}, "step": 3, "student": {}, "optimizer": {}, "metrics_offset": 0.5},
     ],
 )
 def test_a_state_of_wrong_types_is_refused(tmp_path, content):

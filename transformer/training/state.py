@@ -135,6 +135,8 @@ def _read_state(path: Path) -> dict[str, Any] | None:
         isinstance(state, dict)
         and isinstance(state.get("fingerprint"), dict)
         and isinstance(state.get("step"), int)
+        and isinstance(state.get("metrics_offset", 0), int)
+        and isinstance(state.get("facts", {}), dict)
         and {"student", "optimizer", "metrics_offset"} <= state.keys()
     )
     if not is_ours:
