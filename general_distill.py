@@ -48,8 +48,10 @@ from transformer.distillation.start import (
 from transformer.distillation.students import (
     check_vocabularies,
     check_words,
+    freeze_unread,
     prepare_teacher,
     ready_to_train,
+    set_dropout,
     student_changes,
     words_of_teacher,
 )
@@ -57,7 +59,7 @@ from transformer.file_utils import model_path, upload
 from transformer.files import UserError, file_digest
 from transformer.modeling import TinyBertForPreTraining
 from transformer.runtime.fingerprint import Fingerprint, digest_of
-from transformer.runtime.output_dir import RunDirectory, run_directory
+from transformer.runtime.output_dir import RunDirectory, check_directory, run_directory
 from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
 from transformer.runtime.script import (
     ScriptParser,
@@ -70,6 +72,14 @@ from transformer.runtime.script import (
 )
 from transformer.tokenization import BertTokenizer
 from transformer.training.batches import BatchPlan
+from transformer.training.dry_run import (
+    StepMemory,
+    batch_of_ones,
+    made_in,
+    plan_lines,
+    print_plan,
+    step_memory,
+)
 from transformer.training.epochs import (
     EpochFile,
     find_epoch_files,
@@ -89,7 +99,7 @@ from transformer.training.state import (
     is_finished,
     training_fingerprint,
 )
-from transformer.training.steps import RunPlan
+from transformer.training.steps import RunPlan, steps_in_epochs
 
 logger = logging.getLogger("general_distill")
 
@@ -309,6 +319,15 @@ def find_data(args: argparse.Namespace) -> tuple[argparse.Namespace, list[EpochF
     return argparse.Namespace(**{**vars(args), "max_seq_length": longest}), files
 
 
+def examples_to_train(file: EpochFile, args: argparse.Namespace) -> int:
+    """Return how many examples of a file are not held out."""
+    held_out = min(math.ceil(file.examples * HELD_OUT_SHARE), HELD_OUT_MOST)
+    examples = file.examples - held_out * args.do_eval
+    if examples < 1:
+        raise UserError(f"{file.path}: {file.examples} examples leave none to train on")
+    return examples
+
+
 def load_data(
     args: argparse.Namespace, files: list[EpochFile], pair: ModelPair, runtime: Runtime
 ) -> tuple[RunPlan, HeldOut]:
@@ -319,10 +338,7 @@ def load_data(
     )
     plans = []
     for file, dataset in zip(files, datasets, strict=True):
-        held_out = min(math.ceil(len(dataset) * HELD_OUT_SHARE), HELD_OUT_MOST)
-        examples = len(dataset) - held_out * args.do_eval
-        if examples < 1:
-            raise UserError(f"{file.path}: {len(dataset)} examples leave none to train on")
+        examples = examples_to_train(file, args)
         global_batch_size = args.train_batch_size * runtime.world_size
         plans.append(BatchPlan(dataset, global_batch_size, args.seed, examples=examples))
     plan = RunPlan(plans, args.num_train_epochs)
@@ -439,13 +455,45 @@ def train(args: argparse.Namespace, runtime: Runtime, directory: RunDirectory) -
     finish_run(state, runtime, args.output_dir, "general distillation is done", results, facts)
 
 
+def dry_run(args: argparse.Namespace, runtime: Runtime) -> None:
+    """Check what `train` checks before it reads data, and print what it would do and take."""
+    args, files = find_data(args)
+    pair = find_models(args)
+    check_segments(pair, files[0])
+    counts = [examples_to_train(file, args) for file in files]
+    lengths = [math.ceil(n / (args.train_batch_size * runtime.world_size)) for n in counts]
+    steps = sum(steps_in_epochs(lengths, args.num_train_epochs))
+
+    def build() -> tuple[TinyBertForPreTraining, Objective, list[torch.Tensor]]:
+        with made_in(runtime.dtype):
+            teacher = TinyBertForPreTraining.from_scratch(pair.teacher.config, fit_size=0)
+        teacher.eval().requires_grad_(False)
+        student = TinyBertForPreTraining.from_scratch(pair.student.config, **pair.student_changes)
+        set_dropout(student, args.student_dropout or 0.0)
+        objective = Objective(pair.comparisons, teacher, classifiers=False)
+        freeze_unread(student, objective)
+        return student.train(), objective, list(teacher.parameters())
+
+    def memory(rows: int, pieces: int) -> StepMemory:
+        return step_memory(build, batch_of_ones(rows, args.max_seq_length), pieces, runtime)
+
+    lines = [("data", f"{sum(counts):,} examples in {args.pregenerated_data}")]
+    lines += plan_lines(args, steps, args.max_seq_length, runtime, memory)
+    if runtime.is_main:
+        print_plan("general distillation", lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run general distillation as the command line says."""
     args = build_parser().parse_args(argv)
     check_args(args)
     runtime = setup_runtime(args)
-    with run_directory(args, INPUTS, runtime) as directory:
-        train(args, runtime, directory)
+    if args.dry_run:
+        runtime.on_main(lambda: check_directory(args, INPUTS))
+        dry_run(args, runtime)
+    else:
+        with run_directory(args, INPUTS, runtime) as directory:
+            train(args, runtime, directory)
     close_runtime(runtime)
 
 

@@ -35,7 +35,12 @@ from transformer.distillation.layers import add_distillation_arguments
 from transformer.distillation.start import add_start_arguments
 from transformer.file_utils import upload
 from transformer.runtime.metrics_log import sum_by_kind
-from transformer.runtime.output_dir import RunDirectory, run_directory, save_args
+from transformer.runtime.output_dir import (
+    RunDirectory,
+    check_directory,
+    run_directory,
+    save_args,
+)
 from transformer.runtime.ranks import add_runtime_arguments, close_runtime, setup_runtime
 from transformer.runtime.script import (
     ScriptParser,
@@ -48,6 +53,7 @@ from transformer.runtime.script import (
     student_name,
 )
 from transformer.tasks.class_report import show_report, write_report
+from transformer.tasks.dry_run import dry_run
 from transformer.tasks.evaluate import deliver
 from transformer.tasks.job import plan_job
 from transformer.tasks.options import (
@@ -311,6 +317,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     task = check_args(args)
     runtime = setup_runtime(args)
+    if args.dry_run:
+        runtime.on_main(lambda: check_directory(args, INPUTS))
+        dry_run(args, task, runtime)
+        close_runtime(runtime)
+        return
     with run_directory(args, INPUTS, runtime, starts_run=trains(args)) as directory:
         if trains(args):
             run_seeds(plan_job(args, task, runtime), directory)

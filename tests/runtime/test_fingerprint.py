@@ -25,7 +25,7 @@ FREE = {
     *("pretrained_bert_model", "glove_embs", "stop_words", "data_dir", "glue_dir"),
     *("train_file", "dev_file", "test_file", "allow_short", "init_text", "transfer_file"),
     *("teacher_logits", "teacher_probabilities"),
-    *("resume", "overwrite_output_dir", "overwrite_output", "local_rank", "no_cuda"),
+    *("resume", "overwrite_output_dir", "overwrite_output", "dry_run", "local_rank", "no_cuda"),
     *("num_workers", "reduce_memory", "save_steps", "tensorboard", "save_safetensors", "save_bin"),
     *(
         "do_predict",

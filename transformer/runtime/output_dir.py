@@ -313,6 +313,11 @@ def run_directory(
         directory.leave()
 
 
+def check_directory(args: argparse.Namespace, inputs: Sequence[str]) -> None:
+    """Refuse what `run_directory` would refuse; makes and locks nothing."""
+    RunDirectory(args, inputs, starts_run=True)._check()
+
+
 def save_args(args: argparse.Namespace, output_dir: str | Path) -> None:
     """Write everything the run was started with to `output_dir`/args.json."""
     content = {**shown_args(args), "made_with": made_with()}

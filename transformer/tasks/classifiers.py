@@ -98,6 +98,16 @@ def likely_label_order(logits: np.ndarray, labels: np.ndarray, task: Task) -> li
 # ------------------------------------------------------------------------------------ the models
 
 
+def new_classifier(checkpoint: Checkpoint, task: Task, **changes: Any) -> TinyBertForPreTraining:
+    """Build a model for the task from a configuration, with random weights.
+
+    Args:
+        changes: values that replace those of its configuration.
+    """
+    changes = _classifier_changes(checkpoint, task, changes)
+    return head_class(task).from_scratch(checkpoint.config, **changes)
+
+
 def load_classifier(
     checkpoint: Checkpoint, task: Task, whose: str, *, need_classifier: bool, **changes: Any
 ) -> TinyBertForPreTraining:
@@ -112,10 +122,10 @@ def load_classifier(
     Raises:
         UserError: the files are unusable, the labels cannot be matched, or a needed part is absent.
     """
-    changes = _classifier_changes(checkpoint, task, changes)
     if checkpoint.files is None and not need_classifier:
         logger.warning("%s: no weights there, so %s begins with random ones", checkpoint, whose)
-        return head_class(task).from_scratch(checkpoint.config, **changes)
+        return new_classifier(checkpoint, task, **changes)
+    changes = _classifier_changes(checkpoint, task, changes)
     model, report = checkpoint.load(
         head_class(task),
         require=task.kind.parts if need_classifier else ("encoder",),

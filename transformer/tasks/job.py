@@ -155,8 +155,21 @@ def with_known_labels(task: Task, args: argparse.Namespace, teacher: Checkpoint 
     return with_labels(task, args.data_dir, args.errors)
 
 
-def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
-    """Check the models against the task and each other, then tokenise and prepare the teacher.
+class Models(NamedTuple):
+    """What a training is of, checked before data and weights are read; flags and task complete."""
+
+    args: argparse.Namespace
+    task: Task
+    student: Checkpoint
+    student_changes: dict[str, Any]
+    teacher: Checkpoint | None
+    tokenizer: BertTokenizer
+    comparisons: tuple[Comparison, ...]
+    answers: np.ndarray | None
+
+
+def find_models(args: argparse.Namespace, task: Task) -> Models:
+    """Check the models against the task and each other.
 
     Raises:
         UserError: they do not fit.
@@ -171,6 +184,17 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
     tokenizer = shared_tokenizer(student, teacher)
     changes, comparisons = _check_models(args, task, student, teacher)
     answers = read_answers(args, task)
+    return Models(args, task, student, changes, teacher, tokenizer, comparisons, answers)
+
+
+def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
+    """Check models, task and flags, then tokenise and prepare the teacher.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    models = find_models(args, task)
+    args, task, student, changes, teacher, tokenizer, comparisons, answers = models
     cache = token_cache(args, tokenizer, runtime)
     train_set = open_training_set(args, task, cache)
     if answers is not None:
@@ -201,6 +225,11 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
     )
 
 
+def stores_logits(args: argparse.Namespace) -> bool:
+    """Say whether a teacher answers all rows once, before the training."""
+    return args.pred_distill and args.num_train_epochs * len(args.seed) > 1
+
+
 def _objective(
     args: argparse.Namespace,
     comparisons: tuple[Comparison, ...],
@@ -216,8 +245,7 @@ def _objective(
     """
     if answers is not None:
         return Objective(comparisons, teacher_logits=torch.from_numpy(answers).to(runtime.device))
-    sees_rows_once = args.num_train_epochs * len(args.seed) <= 1
-    if not args.pred_distill or teacher is None or sees_rows_once:
+    if teacher is None or not stores_logits(args):
         pad_to = args.max_seq_length if learns_layers(args) and args.loss_on_padding else None
         objective = Objective(comparisons, teacher, pad_to=pad_to)
         return with_variances(objective, train_set, args.eval_batch_size, runtime)

@@ -111,6 +111,10 @@ def check_args(args: argparse.Namespace) -> Task:
         _check_answers(args, task)
     if trains(args):
         _check_training(args, task)
+    elif args.dry_run:
+        raise UserError(
+            "--dry_run plans a training; give --finetune, --pred_distill or --joint with it"
+        )
     _check_deliveries(args, task)
     return task
 

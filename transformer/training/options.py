@@ -114,6 +114,12 @@ def _add_saving(parser: argparse.ArgumentParser, eval_step: int | None) -> None:
     group.add_argument(
         "--overwrite_output_dir", action="store_true", help="replace the run in --output_dir"
     )
+    group.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check everything, print steps, shapes and device memory of the training and, where "
+        "an earlier run tells, its time, and write nothing",
+    )
     group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's events")
     group.add_argument(
         "--save_bin",

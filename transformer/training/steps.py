@@ -20,6 +20,19 @@ from transformer.training.packed import PackedDataset
 TOKENS_PER_CORE = 256
 
 
+def steps_in_epochs(lengths: Sequence[int], epochs: float) -> list[int]:
+    """Return the steps of each epoch; a fraction of the last one is rounded up to steps.
+
+    Args:
+        lengths: steps of a whole epoch on each epoch's data, which are used in turn.
+    """
+    steps = [lengths[epoch % len(lengths)] for epoch in range(math.ceil(epochs))]
+    if epochs % 1:
+        # subtle: 2.2 % 1 is a little more than 0.2, and must not add a step.
+        steps[-1] = max(math.ceil(steps[-1] * (epochs % 1) - 1e-6), 1)
+    return steps
+
+
 class RunPlan:
     """All optimizer steps of a run: which examples of which epoch's data each one takes.
 
@@ -30,12 +43,8 @@ class RunPlan:
 
     def __init__(self, plans: Sequence[BatchPlan], epochs: float) -> None:
         self.plans = tuple(plans)
-        whole = [len(self._plan(epoch)) for epoch in range(math.ceil(epochs))]
-        if epochs % 1:
-            # subtle: 2.2 % 1 is a little more than 0.2, and must not add a step.
-            whole[-1] = max(math.ceil(whole[-1] * (epochs % 1) - 1e-6), 1)
-        self.steps_in_epochs = whole
-        self.total_steps = sum(whole)
+        self.steps_in_epochs = steps_in_epochs([len(plan) for plan in self.plans], epochs)
+        self.total_steps = sum(self.steps_in_epochs)
 
     def _plan(self, epoch: int) -> BatchPlan:
         return self.plans[epoch % len(self.plans)]
@@ -103,9 +112,12 @@ def step_counts(dataset: PackedDataset, examples: int, world_size: int = 1) -> L
     return LossCounts(examples / world_size, *(total * share for total in totals))
 
 
-def _cpu_pieces(tokens: float) -> int:
-    """Return in how many pieces a CPU computes a share of so many tokens, padding included."""
-    return math.ceil(tokens / (TOKENS_PER_CORE * max(torch.get_num_threads(), 2)))
+def micro_batches(tokens: float, accumulation: int, runtime: Runtime) -> int:
+    """Return in how many pieces a rank computes its share of so many tokens, padding included."""
+    if runtime.device.type == "cuda":
+        return accumulation
+    cores = max(torch.get_num_threads(), 2)
+    return max(accumulation, math.ceil(tokens / (TOKENS_PER_CORE * cores)))
 
 
 def step_batches(
@@ -139,7 +151,7 @@ def _make_step_batches(
         dataset, indices = plan.batch(step - 1)
         rows = len(indices) / runtime.world_size
         longest = pad_to or int(dataset.lengths(indices[-1:])[0])
-        pieces = accumulation if on_gpu else max(accumulation, _cpu_pieces(rows * longest))
+        pieces = micro_batches(rows * longest, accumulation, runtime)
         shares = rank_share(
             indices, rank=runtime.rank, world_size=runtime.world_size, accumulation=pieces
         )
