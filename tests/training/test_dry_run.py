@@ -18,6 +18,8 @@ from transformer.runtime.ranks import Runtime
 from transformer.training.batches import LossCounts
 from transformer.training.dry_run import batch_of_ones, made_in, step_memory
 
+GOLD = {"finetune": True, "teacher_model": None, "class_weights": "balanced"}
+
 
 def files_below(directory: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
@@ -30,6 +32,7 @@ def files_below(directory: Path) -> dict[Path, int]:
         ("general_distill.py", general_arguments, {"num_train_epochs": 1.5}, 3 + 2),
         ("task_distill.py", task_arguments, {"num_train_epochs": 4}, 4),
         ("task_distill.py", task_arguments, {"num_train_epochs": 4, "pred_distill": True}, 4),
+        ("task_distill.py", task_arguments, {**GOLD, "num_train_epochs": 4}, 4),
     ],
 )
 def test_a_dry_run_plans_and_writes_nothing(

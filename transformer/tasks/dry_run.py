@@ -17,13 +17,20 @@ from transformer.runtime.ranks import Runtime
 from transformer.tasks.classifiers import new_classifier
 from transformer.tasks.job import (
     Models,
+    compare_logits,
     find_models,
     open_dev_sets,
     open_training_set,
     stores_logits,
     token_cache,
 )
-from transformer.tasks.options import asks_teacher, learns_layers, needs_teacher, stage_of
+from transformer.tasks.options import (
+    asks_teacher,
+    learns_layers,
+    learns_task,
+    needs_teacher,
+    stage_of,
+)
 from transformer.tasks.table import Task
 from transformer.training.batches import collate
 from transformer.training.dry_run import StepMemory, made_in, plan_lines, print_plan, step_memory
@@ -42,6 +49,9 @@ def dry_run(args: argparse.Namespace, task: Task, runtime: Runtime) -> None:
         own_cache = argparse.Namespace(**{**vars(args), "cache_dir": Path(directory)})
         cache = token_cache(own_cache, models.tokenizer, runtime)
         train_set = open_training_set(args, task, cache)
+        if learns_task(args):
+            answers = compare_logits(args, task, train_set, runtime)
+            models = models._replace(comparisons=models.comparisons + answers)
         open_dev_sets(args.data_dir, task, cache)
         lines = _plan(models, train_set, runtime)
     if runtime.is_main:

@@ -200,7 +200,7 @@ def plan_job(args: argparse.Namespace, task: Task, runtime: Runtime) -> Job:
     if answers is not None:
         inspect_answers(answers, task, train_set)
     if learns_task(args):
-        comparisons += _compare_logits(args, task, train_set, runtime)
+        comparisons += compare_logits(args, task, train_set, runtime)
     dev_sets = open_dev_sets(args.data_dir, task, cache)
     args = with_eval_step(args, len(dev_sets[0].dataset))
     model = None
@@ -256,7 +256,7 @@ def _objective(
     return Objective(comparisons, teacher_logits=logits, token_offsets=offsets)
 
 
-def _compare_logits(
+def compare_logits(
     args: argparse.Namespace, task: Task, train_set: PackedDataset, runtime: Runtime
 ) -> tuple[Comparison, ...]:
     """Return the terms of fine-tuning and of prediction distillation (equation 10)."""

@@ -79,7 +79,8 @@ Builder = Callable[[], tuple[nn.Module, TrainingObjective, list[Tensor]]]
 @contextmanager
 def fake_device(runtime: Runtime) -> Iterator[None]:
     """Let tensors have shapes and a device, but no memory."""
-    with FakeTensorMode(), runtime.device:
+    # Tensors of the real run that a loss holds, such as weights of classes, are taken as fakes.
+    with FakeTensorMode(allow_non_fake_inputs=True), runtime.device:
         yield
 
 
