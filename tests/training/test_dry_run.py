@@ -18,7 +18,7 @@ from transformer.runtime.ranks import Runtime
 from transformer.training.batches import LossCounts
 from transformer.training.dry_run import batch_of_ones, made_in, step_memory
 
-GOLD = {"finetune": True, "teacher_model": None, "class_weights": "balanced"}
+GOLD = {"finetune": True, "teacher_model": None, "class_weights": "auto"}
 
 
 def files_below(directory: Path) -> dict[Path, int]:
