@@ -55,9 +55,12 @@ def write_glove(path: Path, rng: random.Random) -> None:
 def readme_chain() -> str:
     """Return the bash blocks of the sections on the short way and on the four steps."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme[readme.index("## The short way") :]
-    section = section[: section.index("\n## ", section.index("\n## The four steps") + 1)]
-    return "\n".join(re.findall(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL))
+    sections = "".join(
+        section
+        for section in readme.split("\n## ")
+        if section.startswith(("The short way", "The four steps"))
+    )
+    return "\n".join(re.findall(r"^```bash\n(.*?)^```", sections, re.MULTILINE | re.DOTALL))
 
 
 @pytest.fixture
