@@ -296,7 +296,7 @@ def test_exploding_run_stops_with_the_examples(tmp_path, command):
         ({"layer_mapping": "1,2,3"}, "3 layers are listed"),
         ({"train_batch_size": 0}, "--train_batch_size"),
         ({"num_train_epochs": -1}, "--num_train_epochs"),
-        ({"init_from_teacher": "4,2"}, "list them in rising order"),
+        ({"init_from_teacher": "4,2"}, "list the teacher's layers in rising order"),
         ({"init_tokens": 10}, "--init_tokens 10: give 1000 or more"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
     ],

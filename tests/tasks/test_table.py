@@ -163,12 +163,13 @@ def test_defaults_of_the_paper_and_the_original() -> None:
     assert augmentations.items() >= (wanted | {"RTE": 30}).items()
     epochs = {task.name: task.epochs for task in TASKS.values()}
     assert {name for name in epochs if epochs[name] == 10} == {
-        *("MNLI", "MNLI-mm", "QQP", "QNLI", "NER")
+        *("MNLI", "MNLI-mm", "QQP", "QNLI", "NER", "SQuAD", "SQuAD2")
     }
     assert epochs["CoLA"] == 50 and epochs["RTE"] == epochs["SST-2"] == 20
     lengths = {task.name: task.max_seq_length for task in TASKS.values()}
     assert {name for name in lengths if lengths[name] == 64} == {"CoLA", "SST-2"}
-    assert set(lengths.values()) == {64, 128}
+    assert {name for name in lengths if lengths[name] == 384} == {"SQuAD", "SQuAD2"}
+    assert set(lengths.values()) == {64, 128, 384}
     assert TASKS["mnli"].labels == ("contradiction", "entailment", "neutral")
     assert TASKS["cola"].best_metric == "mcc" and TASKS["stsb"].best_metric == "corr"
     assert set(TASKS["qqp"].metrics) == {"acc", "f1", "acc_and_f1"}

@@ -179,7 +179,8 @@ def _wrapper_of(names: list[str], model_type: str) -> str:
     >>> _wrapper_of(["net.bert.embeddings.word_embeddings.weight", "net.classifier.bias"], "bert")
     'net.'
     """
-    pattern = re.compile(rf"(.*?)({model_type}\.)?embeddings\.word_embeddings\.weight")
+    # "bert." is no wrapper in the files of other architectures either: some call their parts so.
+    pattern = re.compile(rf"(.*?)((?:bert|{model_type})\.)?embeddings\.word_embeddings\.weight")
     found = {match[1] for match in map(pattern.fullmatch, names) if match}
     return found.pop() if len(found) == 1 else ""
 
