@@ -264,3 +264,33 @@ def test_answers_to_questions(make_checkpoint, tiny_config, tmp_path: Path) -> N
         predict(model_dir, "a text")
     sure = QuestionAnswerer(model_dir, null_threshold=-1e9)(pairs)
     assert {answer.answer for answer in sure} == {""}
+
+
+def test_flags_of_questions_reach_predictions(make_checkpoint, tiny_config, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    tiny_config.id2label = {0: "start", 1: "end"}
+    model_dir = make_checkpoint("answerer", TinyBertForQuestionAnswering)
+    context = "a bad , dull plot that was too long"
+    (tmp_path / "in.jsonl").write_text(json.dumps({"question": "film ?", "context": context}))
+
+    def answer(*flags: str) -> str:
+        output = tmp_path / "out.jsonl"
+        where = ("--output", output, "--overwrite_output")
+        predict(model_dir, tmp_path / "in.jsonl", *where, *flags)
+        return json.loads(output.read_text())["answer"]
+
+    assert len(answer().split()) > 1
+    assert len(answer("--max_answer_length", "1").split()) == 1
+    with pytest.raises(UserError, match="--doc_stride 0: give a number of tokens"):
+        answer("--doc_stride", "0")
+
+
+@pytest.mark.parametrize("limit", [5, 6, 20, 64])
+def test_a_long_question_leaves_room_for_its_context(make_checkpoint, tiny_config, limit) -> None:
+    tiny_config.id2label = {0: "start", 1: "end"}
+    model_dir = make_checkpoint("answerer", TinyBertForQuestionAnswering)
+    model = QuestionAnswerer(model_dir, max_seq_length=limit)
+    context = "the good film"
+    (answer,) = model([("what film " * 100, context)])
+    assert answer.answer and answer.answer in context
+    assert model.truncated == 1

@@ -25,7 +25,7 @@ from transformer.runtime.ranks import Runtime
 from transformer.tasks.files import BLANK, RowReader
 from transformer.tasks.kinds import TOKEN_LABELS
 from transformer.tasks.questions import QuestionReader
-from transformer.tasks.table import TASKS, Source, Task
+from transformer.tasks.table import TASKS, Source, Task, with_question_flags
 from transformer.tasks.text_models import QuestionAnswerer, TextModel, open_text_model
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,9 @@ def check_predict(args: argparse.Namespace) -> None:
     """Find the mistakes in what --predict and --output name.
 
     Raises:
-        UserError: no such file, or an output that is there already.
+        UserError: no such file, an output that is there already, or a number out of its range.
     """
+    with_question_flags(TASKS["squad"], args)
     source = Path(args.predict)
     looks_like_file = source.suffix.lower() in (*TABLES, ".txt") or "/" in args.predict
     is_text = args.predict == STDIN or source.is_file() or " " in args.predict
@@ -202,6 +203,7 @@ def predict(args: argparse.Namespace, runtime: Runtime) -> None:
             batch_size=args.eval_batch_size,
             runtime=runtime,
             null_threshold=args.null_score_diff_threshold,
+            task=with_question_flags(TASKS["squad"], args),
         )
         lines = _open_input(args, model, stack)
         output: IO[str] | None = None

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 CHUNK_QUESTIONS = 1024
 
+# Beside the longest question, a sequence has room for a context and special tokens of so many.
+CONTEXT_ROOM = 16
+
 # Below this share of a file's questions, what is left out is not worth a warning; above the other,
 # the file is hardly what it is taken for.
 SMALL_SHARE, LARGE_SHARE = 0.01, 0.2
@@ -228,7 +231,7 @@ def encode_with_places(tokenizer: BertTokenizer, text: str) -> Pieces:
 
 
 def window_starts(length: int, room: int, stride: int) -> list[int]:
-    """Return where windows of `room` pieces begin in a context, `stride` after each other.
+    """Return where windows of `room` pieces, 1 or more, begin in a context, `stride` apart.
 
     >>> window_starts(10, 6, 3)
     [0, 3, 6]
@@ -371,10 +374,11 @@ class QuestionInput:
             UserError: a window would have no room for a context.
         """
         task = self.task
-        if limit < task.max_query_length + 16:
+        needed = task.max_query_length + CONTEXT_ROOM
+        if limit < needed:
             raise UserError(
                 f"--max_seq_length {limit}: questions of up to {task.max_query_length} tokens "
-                f"(--max_query_length) and their context need {task.max_query_length + 16} or more"
+                f"(--max_query_length) and their context need {needed} or more"
             )
         reading = Reading(limit, task.doc_stride, task.max_query_length, self.is_scored)
         return partial(pack_questions, tokenizer, reading)

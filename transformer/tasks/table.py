@@ -397,7 +397,7 @@ def resolve_task(args: argparse.Namespace) -> Task:
         changes["label"] = args.label_column
     if args.labels:
         changes["labels"] = tuple(args.labels)
-    task = replace(task, **_changed_files(task, args), **_reading(task, args), **changes)
+    task = replace(with_question_flags(task, args), **_changed_files(task, args), **changes)
     _check_labels(task, args)
     if args.dev_share is not None:
         task = _with_dev_share(task, args)
@@ -439,8 +439,12 @@ def _changed_files(task: Task, args: argparse.Namespace) -> dict[str, object]:
     return {"train": train, "dev": dev, "test": test}
 
 
-def _reading(task: Task, args: argparse.Namespace) -> dict[str, float]:
-    """Return how questions are read and answered, as the flags have it."""
+def with_question_flags(task: Task, args: argparse.Namespace) -> Task:
+    """Return the task with its questions read and answered as the flags say.
+
+    Raises:
+        UserError: it has no questions, or a number is out of its range.
+    """
     changes = {}
     for flag, name in QUESTION_FLAGS.items():
         value = getattr(args, flag)
@@ -454,7 +458,7 @@ def _reading(task: Task, args: argparse.Namespace) -> dict[str, float]:
         if not math.isfinite(value):
             raise UserError(f"--{flag} {value}: give a number")
         changes[name] = value
-    return changes
+    return replace(task, **changes)
 
 
 def _check_labels(task: Task, args: argparse.Namespace) -> None:

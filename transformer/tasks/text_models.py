@@ -27,9 +27,9 @@ from transformer.runtime.ranks import Runtime
 from transformer.tasks.answers import NO_PLACE, best_answers
 from transformer.tasks.kinds import CLASSIFICATION, MULTI_LABEL, REGRESSION, SPANS, TOKEN_LABELS
 from transformer.tasks.metrics import entities
-from transformer.tasks.questions import Reading, pack_questions
+from transformer.tasks.questions import CONTEXT_ROOM, Reading, pack_questions
 from transformer.tasks.sentences import cut_windows, window_input
-from transformer.tasks.table import TASKS
+from transformer.tasks.table import TASKS, Task
 from transformer.tasks.token_cache import build_input
 from transformer.training.batches import pad_rows
 
@@ -226,22 +226,33 @@ class QuestionAnswerer(TextModel):
     Args:
         null_threshold: by how much "no answer" must score above the best answer to be the answer;
             None: there always is one.
+        task: says how contexts are read in windows, and how long questions and answers may be. A
+            question is cut further where a sequence would have no room for a context.
     """
 
     kind = SPANS
     columns = Answer._fields
 
-    def __init__(self, path: str | Path, *, null_threshold: float | None = None, **options: Any):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        null_threshold: float | None = None,
+        task: Task = TASKS["squad"],
+        **options: Any,
+    ):
         super().__init__(path, **options)
-        self.task = TASKS["squad"] if null_threshold is None else TASKS["squad2"]
         self.null_threshold = null_threshold
+        self.longest_answer = task.max_answer_length
+        limit = self.max_seq_length
+        room_for_question = max(limit - CONTEXT_ROOM, (limit - 3) // 2)  # 3: [CLS] and two [SEP]
+        longest_question = min(task.max_query_length, room_for_question)
+        self.reading = Reading(limit, task.doc_stride, longest_question, with_places=True)
 
     def __call__(self, texts: Sequence[Texts]) -> list[Answer]:
         """Return the answer to each question and context; a context may have any length."""
         items = [(question, context, NO_PLACE, NO_PLACE) for question, context in texts]
-        limit = self.task.max_query_length
-        reading = Reading(self.max_seq_length, self.task.doc_stride, limit, with_places=True)
-        packed = pack_questions(self.tokenizer, reading, items)
+        packed = pack_questions(self.tokenizer, self.reading, items)
         self.truncated += packed.truncated
         offsets = np.cumsum([0, *packed.lengths])
         inputs = [
@@ -255,7 +266,7 @@ class QuestionAnswerer(TextModel):
             np.array(packed.places).reshape(-1, 2),
             np.array(packed.sources),
             [context for _, context in texts],
-            longest=self.task.max_answer_length,
+            longest=self.longest_answer,
         )
         return [
             Answer(each.answer_at(self.null_threshold), each.probability, each.start)
@@ -263,11 +274,21 @@ class QuestionAnswerer(TextModel):
         ]
 
 
-def open_text_model(path: str | Path, *, null_threshold: float | None, **options: Any) -> TextModel:
-    """Return the model in `path` as what its weights say it is."""
+def open_text_model(
+    path: str | Path, *, null_threshold: float | None, task: Task, **options: Any
+) -> TextModel:
+    """Return the model in `path` as what its weights say it is.
+
+    Args:
+        null_threshold, task: of one that answers questions.
+
+    Raises:
+        UserError: as `TextModel`, or a threshold is given to a model of another kind.
+    """
     checkpoint = Checkpoint(cached_path(path, options.get("cache_dir")))
     if "span" in checkpoint.groups:
-        return QuestionAnswerer(checkpoint.path, null_threshold=null_threshold, **options)
+        questions = {"null_threshold": null_threshold, "task": task}
+        return QuestionAnswerer(checkpoint.path, **questions, **options)
     if null_threshold is not None:
         raise UserError("--null_score_diff_threshold is for models that answer questions")
     is_tagger = "classifier" in checkpoint.groups and "pooler" not in checkpoint.groups
