@@ -39,7 +39,7 @@ from transformer.packed_linear import pack_linears
 from transformer.runtime.ranks import native_bf16
 from transformer.runtime.script import ScriptParser, run_script
 from transformer.tasks.files import RowReader
-from transformer.tasks.table import TASKS, Task
+from transformer.tasks.table import TASKS, Task, task_key
 from transformer.tokenization import BertTokenizer
 
 CANDIDATES, PROBABILITY = 15, 0.4
@@ -207,7 +207,7 @@ def main() -> None:
     model, tokenizer = load(args)
     model.eval().to(device)
     vectors = load_word_vectors(args.glove_embs, args.glove_words, args.cache_dir)
-    task = TASKS[args.task_name.lower().replace("-", "")]
+    task = TASKS[task_key(args.task_name)]
     with tempfile.TemporaryDirectory() as directory:
         reader = copy_rows(args.data, Path(directory) / "rows.tsv", task, args.sentences)
         sentences = [text for row in reader for text in reader.texts(row.cells)]

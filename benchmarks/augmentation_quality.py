@@ -37,7 +37,7 @@ from transformer.runtime.script import ScriptParser, run_script
 from transformer.tasks.classifiers import load_classifier
 from transformer.tasks.files import RowReader
 from transformer.tasks.kinds import CLASSIFICATION
-from transformer.tasks.table import TASKS, Task
+from transformer.tasks.table import TASKS, Task, task_key
 from transformer.tasks.token_cache import build_input
 from transformer.tokenization import BertTokenizer
 
@@ -193,7 +193,7 @@ def main() -> None:
         f"variants of {args.N} | prediction kept | right | seconds |\n|" + "---|" * 9
     )
     for name, path in zip(args.tasks, args.teachers, strict=True):
-        task = TASKS[name.lower().replace("-", "")]
+        task = TASKS[task_key(name)]
         rows = load_rows(args.glue_dir / task.directory / "train.tsv", task, args.sentences)
         teacher = Teacher(path, task, device, dtype)
         for context in ("masked", "original"):

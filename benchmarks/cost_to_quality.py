@@ -42,9 +42,10 @@ sys.path.insert(0, str(ROOT))
 from transformer.checkpoint.directory import Checkpoint
 from transformer.configuration import BertConfig
 from transformer.costs import sentence_flops
-from transformer.files import UserError, read_json, write_json
+from transformer.file_utils import told_with
+from transformer.files import UserError, check_new_directory, read_json, write_json
 from transformer.runtime.script import ScriptParser, file_path, run_script
-from transformer.tasks.table import TASKS, Task
+from transformer.tasks.table import TASKS, Task, task_key
 
 # Rates and weights of short runs: those of examples/quickstart.sh.
 ATTENTION_WEIGHT = "0.05"
@@ -476,7 +477,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_args(args: argparse.Namespace) -> Task:
     """Find mistakes before anything is run; return the row of the task."""
-    task = TASKS.get(args.task_name.lower().replace("-", ""))
+    task = TASKS.get(task_key(args.task_name))
     if task is None:
         raise UserError(f"--task_name {args.task_name}: give one of {', '.join(TASKS)}")
     for name in ("rows", "corpus_lines", "general_epochs", "variants", "eval_step", "batch_size"):
@@ -485,9 +486,8 @@ def check_args(args: argparse.Namespace) -> Task:
     for path in (args.corpus, args.data_dir / "train.tsv"):
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-    place = args.output_dir
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"--output_dir {place} is not an empty directory; give a new one")
+    with told_with("output_dir"):
+        check_new_directory(args.output_dir)
     return task
 
 

@@ -2,7 +2,7 @@
 # Lint, check the format and run all tests, in .venv (made and filled when needed).
 #
 #   bash tests/run.sh                        everything
-#   bash tests/run.sh tests/test_glue.py -x  arguments go to pytest
+#   bash tests/run.sh tests/test_cli.py -x   arguments go to pytest
 #
 # PYTHON chooses the interpreter for a new environment, VENV another place for it.
 set -euo pipefail

@@ -65,6 +65,12 @@ def sync_directory(directory: str | Path) -> None:
         os.close(descriptor)
 
 
+def check_new_directory(directory: Path) -> None:
+    """Raise UserError unless a directory that is to be filled is not there yet, or empty."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} is not an empty directory; give a new one")
+
+
 def quick_fingerprint(path: str | Path) -> list[int]:
     """Return what the system changes whenever a file is written: size, times, place; reads nothing.
 

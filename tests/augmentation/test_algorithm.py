@@ -1,4 +1,4 @@
-"""Candidates and variants of Algorithm 1. Run: pytest tests/test_augmentation.py"""
+"""Candidates and variants of Algorithm 1. Run: pytest tests/augmentation/test_algorithm.py"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks of rows, and what is told about them. Run: pytest tests/test_augmented_rows.py"""
+"""Blocks of rows, and what is told about them. Run: pytest tests/augmentation/test_rows.py"""
 
 from __future__ import annotations
 

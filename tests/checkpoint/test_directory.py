@@ -1,6 +1,6 @@
 """Checkpoint directories: reading anybody's, writing ours, refusing what is none.
 
-python -m pytest tests/test_checkpoint.py
+python -m pytest tests/checkpoint/test_directory.py
 """
 
 from __future__ import annotations

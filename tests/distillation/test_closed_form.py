@@ -329,10 +329,10 @@ def test_layers_of_one_teacher_layer_share_its_neurons(
     steps = _ClosedForm(student, teacher, ((1, 3), (2, 3), (3, 3)), batches, 1e-3)
     neurons = steps.neurons
 
-    def spy(layer: torch.nn.Module, x: list, halves: list) -> None:
-        before = torch.cat([states.taken for states in halves])
-        neurons(layer, x, halves)
-        chosen.append(torch.cat([states.taken for states in halves]) & ~before)
+    def spy(layer: torch.nn.Module, x: list, teacher_layers: list) -> None:
+        before = torch.cat([states.taken for states in teacher_layers])
+        neurons(layer, x, teacher_layers)
+        chosen.append(torch.cat([states.taken for states in teacher_layers]) & ~before)
 
     steps.neurons = spy
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Teachers and students matched by label, vocabulary and width: pytest tests/test_task_models.py"""
+"""Teachers and students matched by label and width: pytest tests/tasks/test_classifiers.py"""
 
 from __future__ import annotations
 

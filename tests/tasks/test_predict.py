@@ -159,10 +159,10 @@ def test_a_table_without_a_known_column_is_asked_about(model_dir: Path, tmp_path
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_long_files_are_answered_window_by_window(
+def test_long_files_are_answered_chunk_by_chunk(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transformer.tasks.predict.WINDOW", 3)
+    monkeypatch.setattr("transformer.tasks.predict.CHUNK_ROWS", 3)
     (tmp_path / "in.txt").write_text("\n".join(TEXTS * 5), encoding="utf-8")
     predict(model_dir, tmp_path / "in.txt", "--output", tmp_path / "out.tsv")
     lines = (tmp_path / "out.tsv").read_text().splitlines()[1:]

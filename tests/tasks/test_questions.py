@@ -89,7 +89,7 @@ def test_what_cannot_be_learnt_is_counted(tmp_path: Path) -> None:
     assert [question.id for question in reader] == ["1"]
     assert reader.left_out == {"no answer": 1, "the question is blank": 1}
     with pytest.raises(UserError, match="1 of 3 questions used.*--allow_short"):
-        reader.reading(False)
+        reader.check_left_out(False)
     assert [question.id for question in QuestionReader(tmp_path / "a.json", SQUAD2)] == ["1", "2"]
     reader = QuestionReader(tmp_path / "b.json", SQUAD2)
     assert [question.id for question in reader] == ["2"]

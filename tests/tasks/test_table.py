@@ -1,4 +1,4 @@
-"""The table of tasks and the flags that describe a task of one's own: pytest tests/test_glue.py"""
+"""The table of tasks and flags for one of one's own: pytest tests/tasks/test_table.py"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Task files turned into packed stores, once: pytest tests/test_task_data.py"""
+"""Task files turned into packed stores, once: pytest tests/tasks/test_token_cache.py"""
 
 from __future__ import annotations
 

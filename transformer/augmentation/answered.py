@@ -83,4 +83,4 @@ class AnsweredRows:
 
     def check_left_out(self, allow_short: bool) -> str:
         """Return what the last reading used; UserError if that is too little."""
-        return self._reader.reading(allow_short)
+        return self._reader.check_left_out(allow_short)

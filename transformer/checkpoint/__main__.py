@@ -14,7 +14,7 @@ from transformer.checkpoint.directory import Checkpoint, LoadReport, grouped, wr
 from transformer.checkpoint.weight_files import BIN, DECODER, SAFETENSORS, group_of
 from transformer.configuration import BertConfig
 from transformer.file_utils import cached_path
-from transformer.files import UserError
+from transformer.files import UserError, check_new_directory
 from transformer.modeling import (
     BertForMaskedLM,
     BertForPreTraining,
@@ -141,8 +141,7 @@ def convert(source: Path, target: Path, weight_file: str) -> LoadReport:
     Raises:
         UserError: `source` is not usable, or `target` holds something.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is not an empty directory; give a new one")
+    check_new_directory(target)
     checkpoint = Checkpoint(source)
     # Loading it into the richest class that fits checks names and shapes.
     model, report = checkpoint.load(_class_for(checkpoint.groups))

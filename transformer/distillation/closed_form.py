@@ -346,7 +346,7 @@ class _ClosedForm:
         x = self.embeddings(h)
         fits = {0: self.moments(x, h)}
         reached = 0  # the teacher layer that h is the output of
-        halves: list[TeacherStates] = []
+        teacher_layers: list[TeacherStates] = []
         layers = self.student.bert.encoder.layer
         for m, layer in enumerate(layers, start=1):
             self.weigh_first_token = self.reads_first_token and m == len(layers)
@@ -355,14 +355,14 @@ class _ClosedForm:
                 continue
             is_next = reached < self.teacher_of[m]
             if is_next:
-                halves = []
+                teacher_layers = []
             while reached < self.teacher_of[m]:
                 reached += 1
-                halves.append(self.run_teacher_layer(reached, h))
-                before, h = h, halves[-1].outputs
-                for inner in halves[:-1]:
+                teacher_layers.append(self.run_teacher_layer(reached, h))
+                before, h = h, teacher_layers[-1].outputs
+                for inner in teacher_layers[:-1]:
                     inner.outputs = []  # nothing reads them: of inner layers, neurons are taken
-            x = self.layer(layer, m, x, before, halves, is_again=not is_next)
+            x = self.layer(layer, m, x, before, teacher_layers, is_again=not is_next)
             fits[m] = self.moments(x, h)
         self.weigh_first_token = False
         self.projection(fits)
@@ -421,7 +421,7 @@ class _ClosedForm:
         m: int,
         x: States,
         before: States,
-        halves: list[TeacherStates],
+        teacher_layers: list[TeacherStates],
         is_again: bool,
     ) -> States:
         """Set student layer m; return its output.
@@ -429,13 +429,13 @@ class _ClosedForm:
         Args:
             x: its input.
             before: the input of teacher layer g(m).
-            halves: the states of the teacher layers up to g(m), from the one after the last that
-                an earlier student layer was computed from; those of that layer where it is g(m)
-                itself.
+            teacher_layers: the states of the teacher layers up to g(m), from the one after the last
+                that an earlier student layer was computed from; where that is g(m) itself, the
+                same states as for that student layer.
             is_again: x stands for the output of teacher layer g(m) already, and is not taken back
                 to the middle of it.
         """
-        target = halves[-1]
+        target = teacher_layers[-1]
         norm = target.layer.output.LayerNorm
         end = target.outputs, target.output_deviations, norm
         if is_again:  # the state has the scale of the target, not that of a sum before LayerNorm
@@ -452,7 +452,7 @@ class _ClosedForm:
         ]
         x = self.output(layer.attention.output, contexts, x, *(end if is_again else middle))
         del contexts
-        self.neurons(layer, x, halves)
+        self.neurons(layer, x, teacher_layers)
         activations = [layer.intermediate(state) for state in x]
         return self.output(layer.output, activations, x, *end)
 
@@ -529,10 +529,10 @@ class _ClosedForm:
         self.fit_norm(block.LayerNorm, sums, wanted)
         return [block.LayerNorm(z) for z in sums]
 
-    def neurons(self, layer: BertLayer, x: States, halves: list[TeacherStates]) -> None:
+    def neurons(self, layer: BertLayer, x: States, teacher_layers: list[TeacherStates]) -> None:
         """Take over the teacher's neurons that move the student's states most."""
-        maps, importances, taken = [], [], torch.cat([states.taken for states in halves])
-        for states in halves:
+        maps, importances, taken = [], [], torch.cat([states.taken for states in teacher_layers])
+        for states in teacher_layers:
             read_back = ridge(self.moments(x, states.middles), self.strength)
             maps.append(_then(read_back, states.layer.intermediate.dense))
             reaches = states.layer.output.dense.weight.double().T @ self.basis
@@ -542,7 +542,9 @@ class _ClosedForm:
         count = min(layer.intermediate.dense.out_features, len(importance))
         chosen = importance.topk(count).indices.sort().values
         taken[chosen] = True
-        for states, part in zip(halves, taken.split(list(map(len, importances))), strict=True):
+        for states, part in zip(
+            teacher_layers, taken.split(list(map(len, importances))), strict=True
+        ):
             states.taken = part
         _set(layer.intermediate.dense, torch.cat(maps, 1)[:, chosen], slice(0, count))
 
@@ -656,12 +658,10 @@ class _ClosedForm:
             weights[:, 0] = FIRST_TOKEN_WEIGHT
         return weights[self.masks[number]]
 
-    def moments(self, xs: States, ys: States | None = None) -> Moments:
-        """Return the second moments of states at real tokens; without `ys`, of `xs` alone."""
-        width_out = 0 if ys is None else ys[0].shape[-1]
-        moments = Moments(xs[0].shape[-1], width_out, self.device)
-        for number, x in enumerate(xs):
-            y = x[..., :0] if ys is None else ys[number]
+    def moments(self, xs: States, ys: States) -> Moments:
+        """Return the second moments of states at real tokens."""
+        moments = Moments(xs[0].shape[-1], ys[0].shape[-1], self.device)
+        for number, (x, y) in enumerate(zip(xs, ys, strict=True)):
             moments.add(*self.rows(number, x, y), self.row_weights(number))
         return moments
 

@@ -19,7 +19,6 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -35,8 +34,8 @@ from transformer.distillation.closed_form import (
     variance_kept,
 )
 from transformer.distillation.start import LEAST_TOKENS, text_lines
-from transformer.file_utils import cached_path
-from transformer.files import UserError, atomic_write
+from transformer.file_utils import cached_path, told_with
+from transformer.files import UserError, atomic_write, check_new_directory
 from transformer.modeling import TinyBertForPreTraining, TinyBertForSequenceClassification
 from transformer.runtime.progress import setup_logging
 from transformer.runtime.script import ScriptParser, file_path, model_name, run_script
@@ -81,9 +80,9 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--init_tokens {args.init_tokens}: give {LEAST_TOKENS} or more")
     if args.max_seq_length < 3:
         raise UserError(f"--max_seq_length {args.max_seq_length}: give 3 or more")
-    place = args.output_dir
-    if place is not None and place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"--output_dir {place} is not an empty directory; give a new one")
+    if args.output_dir is not None:
+        with told_with("output_dir"):
+            check_new_directory(args.output_dir)
 
 
 def check_sizes(args: argparse.Namespace, teacher: BertConfig) -> None:
@@ -267,7 +266,7 @@ def finish(
         args.output_dir.mkdir(parents=True, exist_ok=True)
         with atomic_write(args.output_dir / "config.json") as file:
             file.write(config_text(student, (), "float32"))
-        print(f"written: {Path(args.output_dir) / 'config.json'}")
+        print(f"written: {args.output_dir / 'config.json'}")
     else:
         print("--output_dir DIR writes its config.json; other sizes: --hidden_size, and")
         print("--num_hidden_layers")

@@ -29,7 +29,7 @@ SMALLEST = float(np.finfo(np.float32).tiny)  # in place of a probability of 0, w
 NUMBERS = ("index", "id")  # columns of a table that are neither labels nor texts
 
 
-class Answers(NamedTuple):
+class AnswerFile(NamedTuple):
     """What one file holds: values (N, C) float32, and a hash of each row's texts if it has them."""
 
     values: np.ndarray
@@ -69,7 +69,7 @@ def named_labels(paths: Sequence[Path], task: Task) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------ reading
 
 
-def _read(path: Path, task: Task) -> Answers:
+def _read(path: Path, task: Task) -> AnswerFile:
     answers = _read_array(path, task) if path.suffix.lower() == ".npy" else _read_table(path, task)
     unusable = np.flatnonzero(~np.isfinite(answers.values).all(1))
     if len(unusable):
@@ -78,7 +78,7 @@ def _read(path: Path, task: Task) -> Answers:
     return answers
 
 
-def _read_array(path: Path, task: Task) -> Answers:
+def _read_array(path: Path, task: Task) -> AnswerFile:
     try:
         values = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -94,7 +94,7 @@ def _read_array(path: Path, task: Task) -> Answers:
         )
     if task.labels:
         logger.info("%s: its columns are taken as %s, in this order", path, ", ".join(task.labels))
-    return Answers(_narrow(values))
+    return AnswerFile(_narrow(values))
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
@@ -118,7 +118,7 @@ def _columns(reader: RowReader, task: Task) -> tuple[list[str], list[str]]:
     return [name for name in others if name.strip().casefold() not in NUMBERS], texts
 
 
-def _read_table(path: Path, task: Task) -> Answers:
+def _read_table(path: Path, task: Task) -> AnswerFile:
     labels, texts = _columns(_open(path), task)
     try:
         order = label_order([label.strip() for label in labels], task, str(path))
@@ -138,7 +138,7 @@ def _read_table(path: Path, task: Task) -> Answers:
             values.extend(_number(path, row.line, cell) for cell in cells[: len(order)])
             hashes.append(_hash(cells[len(order) :]))
     numbers = _narrow(np.frombuffer(values).reshape(-1, len(order)))
-    return Answers(numbers, np.frombuffer(hashes, np.uint64) if texts else None)
+    return AnswerFile(numbers, np.frombuffer(hashes, np.uint64) if texts else None)
 
 
 def _number(path: Path, line: int, cell: str) -> float:
@@ -166,7 +166,7 @@ def _used_rows(reader: RowReader) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _aligned(
-    path: Path, answers: Answers, used: np.ndarray, texts: np.ndarray, reader: RowReader
+    path: Path, answers: AnswerFile, used: np.ndarray, texts: np.ndarray, reader: RowReader
 ) -> np.ndarray:
     """Return the values of the rows that are used."""
     rows = np.flatnonzero(used)

@@ -360,7 +360,6 @@ class Spans(Kind):
 
 CLASSIFICATION, REGRESSION = Classification(), Regression()
 MULTI_LABEL, TOKEN_LABELS, SPANS = MultiLabel(), TokenLabels(), Spans()
-KINDS = (CLASSIFICATION, REGRESSION, MULTI_LABEL, TOKEN_LABELS, SPANS)
 
 
 def check_labels_flag(kind: Kind, labels: list[str]) -> None:

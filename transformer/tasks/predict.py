@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 STDIN = "-"
 TABLES = (".tsv", ".csv", ".jsonl", ".json")
-WINDOW = 4096  # rows that are sorted by length and answered together
+CHUNK_ROWS = 4096  # that are sorted by length and answered together, by each rank
 # Where no --text_columns are given, the first of these that a table has is its text.
 KNOWN_TEXTS = (
     *dict.fromkeys(task.text for task in TASKS.values() if task.kind is not TOKEN_LABELS),
@@ -250,24 +250,24 @@ def _open_input(args: argparse.Namespace, model: TextModel, stack: ExitStack) ->
 def _write_answers(
     lines: Lines, model: TextModel, output: IO[str] | None, runtime: Runtime
 ) -> None:
-    """Answer the lines window by window; each rank takes a share, and the main rank writes."""
+    """Answer the lines chunk by chunk; each rank takes a share, and the main rank writes."""
     items, done = iter(lines), 0
     if output is not None:
         output.write(lines.header)
     with Progress(None, description="predict", unit="rows", enabled=runtime.is_main) as progress:
-        while window := list(islice(items, WINDOW * runtime.world_size)):
-            texts = [item.texts for item in window if item.texts is not None]
+        while chunk := list(islice(items, CHUNK_ROWS * runtime.world_size)):
+            texts = [item.texts for item in chunk if item.texts is not None]
             share = texts[runtime.rank :: runtime.world_size]
             parts = runtime.gather_objects(model(share))
-            done += len(window)
-            progress.update(len(window))
+            done += len(chunk)
+            progress.update(len(chunk))
             if output is None:
                 continue
             answers: list[Any] = [None] * len(texts)
             for rank, part in enumerate(parts):
                 answers[rank :: runtime.world_size] = part
             following = iter(answers)
-            for item in window:
+            for item in chunk:
                 blank = item.texts is None
                 output.write("\n" if blank else lines.line(item.cells, next(following)))
             output.flush()

@@ -7,7 +7,6 @@ begins and ends; one that does not hold it, or a question without an answer, lea
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from array import array
@@ -22,6 +21,7 @@ import numpy as np
 from transformer.characters import kinds_of, token_spans
 from transformer.files import UserError, atomic_write
 from transformer.tasks.answers import NO_PLACE, answers_of
+from transformer.tasks.split import text_hash
 from transformer.tasks.table import Source, Task
 from transformer.tokenization import BasicTokenizer, BertTokenizer
 from transformer.training.packed import PackedDataset, PackedWriter
@@ -102,7 +102,7 @@ class QuestionReader:
                 return "the answer is not at its answer_start"
         return None
 
-    def reading(self, allow_short: bool) -> str:
+    def check_left_out(self, allow_short: bool) -> str:
         """Say what the last reading used and left out; UserError if that is too much."""
         count = sum(self.left_out.values())
         text = f"{self.questions - count:,} of {self.questions:,} questions used"
@@ -408,13 +408,13 @@ class QuestionInput:
         if self.is_scored:
             writer.meta |= {"questions": self._asked, "contexts": self._contexts}
 
-    def reading(self, allow_short: bool) -> str:
+    def check_left_out(self, allow_short: bool) -> str:
         """Say what was used and what was left out; UserError if that is too much, or ids repeat."""
         if self.is_scored and len({key for key, _, _ in self._asked}) < len(self._asked):
             seen: set[str] = set()
             twice = next(key for key, _, _ in self._asked if key in seen or seen.add(key))
             raise UserError(f"{self.reader.path}: two questions have the id {twice!r}")
-        return self.reader.reading(allow_short)
+        return self.reader.check_left_out(allow_short)
 
     def write_predictions(self, target: Path, dataset: PackedDataset, logits: np.ndarray) -> int:
         """Write {id: answer} as the official evaluation reads it; return how many there are."""
@@ -444,4 +444,4 @@ def _item(question: Question) -> Item:
 
 def _question_hash(question: Question) -> int:
     text = json.dumps([question.question, question.context, question.answers])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return text_hash([text])

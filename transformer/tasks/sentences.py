@@ -7,7 +7,6 @@ where it sees most of its neighbours, and is only context in the others.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer.files import UserError, atomic_write
+from transformer.tasks.split import text_hash
 from transformer.tasks.table import Source, Task
 from transformer.tokenization import BertTokenizer
 from transformer.training.packed import PackedDataset, PackedWriter
@@ -352,7 +352,7 @@ class SentenceInput:
 
     def hashes(self) -> Iterator[int]:
         """Yield a hash of the words of every sentence."""
-        return (_sentence_hash(sentence.words) for sentence in self.reader)
+        return (text_hash(sentence.words) for sentence in self.reader)
 
     def chunks(self, known: set[int] | None) -> Iterator[SentenceChunk]:
         """Yield the sentences, flagged unless the hash of their words is among the `known` ones."""
@@ -361,7 +361,7 @@ class SentenceInput:
             items = [(sentence.words, self._numbers(sentence)) for sentence in batch]
             columns = {}
             if known is not None:
-                flags = [int(_sentence_hash(words) not in known) for words, _ in items]
+                flags = [int(text_hash(words) not in known) for words, _ in items]
                 columns["flags"] = np.array(flags, np.uint8)
             yield SentenceChunk(items, columns)
 
@@ -398,7 +398,7 @@ class SentenceInput:
         self._windows += int((np.bincount(sources)[sources] > 1).sum())
         writer.meta |= {"windows": self._windows, "labelled": self.reader.need_tags}
 
-    def reading(self, allow_short: bool) -> str:
+    def check_left_out(self, allow_short: bool) -> str:
         """Say what the file holds; every sentence is used."""
         return self.reader.summary
 
@@ -408,11 +408,6 @@ class SentenceInput:
         tags, _ = kind.compare(self.task, *kind.answers(dataset, logits))
         write_tags(target, self.reader, tags)
         return len(tags)
-
-
-def _sentence_hash(words: Sequence[str]) -> int:
-    digest = hashlib.blake2b("\t".join(words).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def with_tags(task: Task, paths: Sequence[Path], errors: str = "strict") -> Task:

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def text_hash(texts: Sequence[str]) -> int:
-    """Return a hash of the texts of a row, 64 bits, the same in every process."""
+    """Return a hash of the texts of a row, or the words of a sentence: 64 bits, always the same."""
     digest = hashlib.blake2b("\t".join(texts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 

@@ -280,12 +280,12 @@ _ROWS = (
 )
 
 
-def _key(name: str) -> str:
+def task_key(name: str) -> str:
     """Return the name as it is compared. Example: "STS-B" -> "stsb"."""
     return name.lower().replace("-", "").replace("_", "")
 
 
-TASKS = {_key(task.name): task for task in _ROWS}
+TASKS = {task_key(task.name): task for task in _ROWS}
 
 
 # Flags of questions with contexts, and the members of `Task` that they set.
@@ -387,7 +387,7 @@ def resolve_task(args: argparse.Namespace) -> Task:
     Raises:
         UserError: an unknown task without --text_columns, or flags that contradict each other.
     """
-    task = TASKS.get(_key(args.task_name))
+    task = TASKS.get(task_key(args.task_name))
     if task is None:
         task = _own_task(args)
     changes: dict[str, object] = {}

@@ -169,10 +169,10 @@ class RowInput:
             **chunk.columns,
         )
 
-    def reading(self, allow_short: bool) -> str:
+    def check_left_out(self, allow_short: bool) -> str:
         """Say what was used and what was left out; UserError if that is too much."""
-        reading = self.reader.check_left_out(allow_short)
-        return _filled(self.reader) if self.reader.keep_all else reading
+        used = self.reader.check_left_out(allow_short)
+        return _filled(self.reader) if self.reader.keep_all else used
 
     def write_predictions(self, target: Path, dataset: PackedDataset, logits: np.ndarray) -> int:
         """Write what logits predict as the leaderboard wants it; return how many rows there are."""
@@ -301,7 +301,7 @@ class TokenCache:
                     data.add(writer, chunk, packed)
                     truncated += packed.truncated
                     progress.update(len(chunk.items))
-            reading = data.reading(self.allow_short)
+            reading = data.check_left_out(self.allow_short)
             if writer.examples == 0:
                 raise UserError(f"{path}: no rows to use: {reading}")
             writer.meta |= {
