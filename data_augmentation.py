@@ -47,11 +47,7 @@ from transformer.file_utils import model_path
 from transformer.files import UserError, file_digest, file_lock
 from transformer.modeling import BertForMaskedLM
 from transformer.packed_linear import pack_linears
-from transformer.runtime.fingerprint import (
-    Fingerprint,
-    fingerprint,
-    sampled_digest,
-)
+from transformer.runtime.fingerprint import Fingerprint, fingerprint, sampled_digest
 from transformer.runtime.output_dir import RunLock, restarted
 from transformer.runtime.progress import Progress, printable
 from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
@@ -106,14 +102,18 @@ def build_parser() -> argparse.ArgumentParser:
         type=file_path,
         help="holds one directory for each task, in place of --data_dir",
     )
-    add("--output", type=file_path, help="default: train_aug beside the training file")
+    add(
+        "--output",
+        type=file_path,
+        help="file to write; default: train_aug beside the training file",
+    )
     add("--resume", action="store_true", help="go on with a run that was killed")
     add(
         *("--overwrite_output", "--overwrite_output_dir"),
         action="store_true",
         help="replace the output, and an unfinished one",
     )
-    add("--cache_dir", default="", help="for downloads and parsed word vectors")
+    add("--cache_dir", default="", help="directory for downloads and parsed word vectors")
     add_task_arguments(parser)
     add_method_arguments(parser)
     add_runtime_arguments(parser)
@@ -146,22 +146,33 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         "--swap_entities",
         type=float,
         default=0.0,
-        help="of named entities: probability to replace one in a variant by another of its type",
+        help="probability to replace a named entity in a variant by another of its type",
     )
-    add("--glove_only", action="store_true", help="word vectors for all words; no masked LM")
-    add("--mlm_only", action="store_true", help="words of several pieces stay; no word vectors")
-    add("--glove_words", type=int, default=100_000, help="first lines to read (0: all)")
+    add("--glove_only", action="store_true", help="take word vectors for all words; no masked LM")
+    add(
+        "--mlm_only",
+        action="store_true",
+        help="leave words of several pieces alone; no word vectors",
+    )
+    add(
+        "--glove_words",
+        type=int,
+        default=100_000,
+        help="first lines of --glove_embs to read (0: all)",
+    )
     add("--stop_words", type=file_path, help="words to leave alone, one a line (default: built in)")
     add(
-        "--original_spacing", action="store_true", help="variants as tokens and blanks, lower-cased"
+        "--original_spacing",
+        action="store_true",
+        help="write variants as tokens and blanks, lower-cased",
     )
     add(
         "--do_lower_case",
         action=argparse.BooleanOptionalAction,
-        help="default: as the model's vocabulary is",
+        help="lower-case text; default: what the model's files say",
     )
-    add("--max_seq_length", type=int, help="pieces round a masked word")
-    add("--batch_size", type=int, default=128, help="masked copies in one forward")
+    add("--max_seq_length", type=int, help="pieces round a masked word that are read")
+    add("--batch_size", type=int, default=128, help="masked copies that are computed together")
 
 
 def check_args(args: argparse.Namespace) -> None:

@@ -157,7 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--cache_dir",
         type=optional_path,
-        help="for the packed data and downloads; default: beside the data",
+        help="directory for the packed data and downloads; default: beside the data",
     )
     data.add_argument(
         "--reduce_memory",
@@ -181,7 +181,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="directory with the student's config.json, or a configuration that comes with the "
         f"scripts: {', '.join(shipped_students())}",
     )
-    models.add_argument("--output_dir", type=file_path, required=True, help="gets the student")
+    models.add_argument(
+        "--output_dir", type=file_path, required=True, help="directory for the student"
+    )
     models.add_argument(
         "--continue_train",
         action="store_true",

@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         "between documents) or WikiExtractor's --json lines, plain or .gz"
     )
     add("--train_corpus", nargs="+", required=True, help=corpus_help)
-    add("--output_dir", type=file_path, required=True, help="gets epoch_N.json")
+    add("--output_dir", type=file_path, required=True, help="directory for epoch_N.json")
     add("--split_sentences", action="store_true", help="lines are paragraphs: split them")
     errors_help = "bytes not in UTF-8: stop and name the line, drop the bytes, or drop the line"
     add("--errors", choices=["strict", "replace", "skip"], default="strict", help=errors_help)
@@ -97,13 +97,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--do_lower_case", action=argparse.BooleanOptionalAction, default=None, help=case_help)
     add = parser.add_argument_group("examples").add_argument
     add("--epochs_to_generate", type=int, default=3, help="number of epoch files")
-    add("--max_seq_len", type=int, default=128, help="tokens, special ones included")
+    add("--max_seq_len", type=int, default=128, help="limit in tokens, special ones included")
     add("--short_seq_prob", type=float, default=0.1, help="share of documents in short sequences")
     add("--masked_lm_prob", type=float, default=0.0, help="share of tokens to mask; 0 masks none")
     add("--max_predictions_per_seq", type=int, default=20, help="most masked tokens a sequence")
     add("--do_whole_word_mask", action="store_true", help="mask all pieces of a word together")
     add("--one_seq", action="store_true", help="single sequences, no next-sentence pairs")
-    add("--seed", type=seed_number, default=42, help="of everything random")
+    add("--seed", type=seed_number, default=42, help="seed of everything random")
     add = parser.add_argument_group("runtime").add_argument
     add("--num_workers", type=int, default=1, help="worker processes")
     add(
@@ -115,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--tmp_dir",
         type=optional_path,
         default=None,
-        help="for the packed tokens; default: output_dir",
+        help="directory for the packed tokens; default: output_dir",
     )
     add("--resume", action="store_true", help="go on with the interrupted run in output_dir")
     add("--overwrite_output_dir", action="store_true", help="replace the run in output_dir")

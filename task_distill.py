@@ -107,12 +107,27 @@ def build_parser() -> argparse.ArgumentParser:
     add("--joint", action="store_true", help="teach layers and predictions in one stage")
     add("--do_eval", action="store_true", help="measure on the dev set: eval_results, dev_report")
     add("--do_predict", action="store_true", help="label the test set, in the leaderboard's format")
-    add("--benchmark", action="store_true", help="size, FLOPs and speed, beside --teacher_model's")
+    add("--benchmark", action="store_true", help="measure size and speed, beside --teacher_model's")
     predict = "label a file, standard input (-) or one text with --student_model alone"
     add("--predict", metavar="WHAT", help=predict)
     graph = "write the student as an ONNX graph: a directory, or a FILE.onnx alone"
     add("--export_onnx", type=file_path, metavar="DIR", help=graph)
     add("--int8", action="store_true", help="with --export_onnx DIR: write an int8 graph as well")
+    _add_file_arguments(parser)
+    add_task_arguments(parser, required=False)
+    _add_prediction_arguments(parser)
+    add_learning_arguments(parser)
+    add_distillation_arguments(parser)
+    add_start_arguments(parser)
+    add_training_arguments(parser, epochs=None, eval_step=None)
+    add_runtime_arguments(parser, seed=False)
+    seeds = "seed of order, dropout and new weights; of several, the best student is kept"
+    parser.add_argument("--seed", type=seed_number, nargs="+", default=[42], help=seeds)
+    return parser
+
+
+def _add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name what is read and what is written, and how text is tokenised."""
     add = parser.add_argument_group("data and models").add_argument
     add("--data_dir", type=file_path, help="directory with the task's files")
     add(
@@ -125,23 +140,24 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--teacher_model",
         type=model_name,
-        help="the same of its fine-tuned teacher (made by --finetune)",
+        help="directory, name or address of the fine-tuned teacher (--finetune makes one)",
     )
-    add("--output_dir", type=file_path, help="gets the model and the results")
+    add("--output_dir", type=file_path, help="directory for the model and the results")
     add(
         "--output",
         type=file_path,
         metavar="FILE",
-        help="gets what --predict answers; default: stdout",
+        help="file for what --predict answers; default: stdout",
     )
     add("--overwrite_output", action="store_true", help="replace the --output that is there")
     add(
         "--cache_dir",
         type=optional_path,
-        help="for tokenised data and downloads; default: DATA_DIR/.cache",
+        help="directory for tokenised data and downloads; default: DATA_DIR/.cache",
     )
-    add("--max_seq_length", type=int, help="limit in tokens; default: the table's, 64 or 128")
-    add("--do_lower_case", action=argparse.BooleanOptionalAction, help="default: as stored")
+    add("--max_seq_length", type=int, help="limit in tokens; default: the task's, 64 to 384")
+    case = "lower-case text; default: what the model's files say"
+    add("--do_lower_case", action=argparse.BooleanOptionalAction, help=case)
     add("--num_workers", type=int, help="processes that tokenise; default: one a processor")
     add("--aug_train", action="store_true", help="train on train_aug.tsv (data_augmentation.py)")
     add(
@@ -151,16 +167,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="distil on these texts instead of the training file: .tsv, .csv or .jsonl with the "
         "task's text columns, or .txt with a text a line; labels in it are not read",
     )
-    add_task_arguments(parser, required=False)
-    _add_prediction_arguments(parser)
-    add_learning_arguments(parser)
-    add_distillation_arguments(parser)
-    add_start_arguments(parser)
-    add_training_arguments(parser, epochs=None, eval_step=None)
-    add_runtime_arguments(parser, seed=False)
-    seeds = "of order, dropout and new weights; with several, each is run and the best kept"
-    parser.add_argument("--seed", type=seed_number, nargs="+", default=[42], help=seeds)
-    return parser
 
 
 def _add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
@@ -180,14 +186,22 @@ def _add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
         type=file_path,
         nargs="+",
         metavar="FILE",
-        help="the same for a teacher that says probabilities",
+        help="like --teacher_logits, of a teacher that says probabilities",
     )
-    add("--temperature", type=float, default=1.0, help="divides teacher's and student's logits")
-    add("--prediction_loss", choices=("ce", "kl", "mse"), default="ce", help="of the logits")
+    add(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="divide logits of teacher and student by this",
+    )
+    loss = "loss between the logits of student and teacher"
+    add("--prediction_loss", choices=("ce", "kl", "mse"), default="ce", help=loss)
     add("--original_soft_ce", action="store_true", help="also divide ce by the number of classes")
     add("--hard_labels", action="store_true", help="learn gold labels instead of the teacher's")
-    add("--hard_label_weight", type=float, default=0.0, help="add gold labels with this weight")
-    add("--hard_labels_on_augmented", action="store_true", help="... on augmented rows as well")
+    gold = "weight of the loss against gold labels, beside the teacher's"
+    add("--hard_label_weight", type=float, default=0.0, help=gold)
+    copied = "learn gold labels of augmented rows as well, which are copies"
+    add("--hard_labels_on_augmented", action="store_true", help=copied)
 
 
 # --- training ----------------------------------------------------------------------------------

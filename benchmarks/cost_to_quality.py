@@ -450,10 +450,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = ScriptParser(__doc__)
     add = parser.add_argument_group("what to measure").add_argument
     add("--bert_model", type=file_path, required=True, help="pre-trained teacher")
-    add("--teacher_model", type=file_path, required=True, help="the same, fine-tuned on the task")
+    add("--teacher_model", type=file_path, required=True, help="that model, fine-tuned on the task")
     add("--student_config", type=file_path, required=True, help="directory of its config.json")
     add("--corpus", type=file_path, required=True, help="general text, one sentence a line")
-    add("--split_sentences", action="store_true", help="the corpus has paragraphs instead")
+    add("--split_sentences", action="store_true", help="lines of the corpus are paragraphs")
     add("--data_dir", type=file_path, required=True, help="holds train.tsv and dev.tsv")
     add("--task_name", required=True, help="a task of GLUE")
     add("--masked_lm", type=file_path, help="for augmentation (default: --bert_model)")
@@ -463,15 +463,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rows", type=int, default=2000, help="rows of the task, for both ways")
     add("--corpus_lines", type=int, default=30_000, help="lines of the corpus")
     add("--general_epochs", type=int, default=1, help="passes over the corpus")
-    add("--variants", type=int, default=2, help="of each text, in the chain's augmentation")
+    add("--variants", type=int, default=2, help="variants of each text in the chain")
     add("--intermediate_epochs", type=float, default=1.0, help="passes over augmented rows")
-    add("--prediction_epochs", type=float, default=1.0, help="the same, in the chain's last stage")
+    add("--prediction_epochs", type=float, default=1.0, help="passes in the chain's last stage")
     add("--recombine", type=float, default=2.0, help="rows added for each row of the short way")
-    add("--short_epochs", type=float, default=2.0, help="passes over those")
+    add("--short_epochs", type=float, default=2.0, help="passes over the rows of the short way")
     add("--eval_step", type=int, default=25, help="steps between two points of a curve")
-    add("--max_seq_length", type=int, default=64, help="tokens")
+    add("--max_seq_length", type=int, default=64, help="limit in tokens")
     add("--batch_size", type=int, default=32, help="examples of a step")
-    add("--seed", type=int, default=42, help="of all trainings")
+    add("--seed", type=int, default=42, help="seed of all trainings")
     return parser
 
 

@@ -126,7 +126,7 @@ def plain(path: Path, task: Task, tokenizer: BertTokenizer, limit: int) -> list[
     return kept
 
 
-def run_fresh(args: argparse.Namespace, kind: str, work_dir: Path) -> dict[str, float]:
+def run_fresh(kind: str, work_dir: Path) -> dict[str, float]:
     """Measure in a process of its own, so that the peak memory is that of this size alone."""
     command = [sys.executable, __file__, *sys.argv[1:], "--measure", kind, "--work_dir", work_dir]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -147,7 +147,7 @@ def main() -> None:
         for kind in ("plain", "packed") if number == 0 else ("packed",):
             with tempfile.TemporaryDirectory() as work_dir:
                 write_rows(task, args.data_dir, Path(work_dir), rows)
-                found = run_fresh(args, kind, Path(work_dir))
+                found = run_fresh(kind, Path(work_dir))
             rate = found["rows"] / found["seconds"]
             print(
                 f"{kind:8}{found['rows']:10d}{found['seconds']:10.2f}{rate:10.0f}"

@@ -215,9 +215,7 @@ def measure_ours(
         model = TinyBertForSequenceClassification(BASE if row.endswith("base") else TINY4)
         # A teacher is held in the compute precision; a student is measured while it is trained.
         prepare(args, runtime, *((None, model) if row.endswith("base") else (model, None)))
-        return best_pass(
-            lambda: predict_logits(model, dataset, args.batch_size, runtime), args, runtime
-        )
+        return best_pass(lambda: predict_logits(model, dataset, args.batch_size, runtime), runtime)
     kind = TinyBertForPreTraining if row == "general" else TinyBertForSequenceClassification
     student, teacher = kind(TINY4).train(), kind(BASE)
     prepare(args, runtime, student, teacher)
@@ -244,7 +242,7 @@ def prepare(
         pack_linears(teacher)
 
 
-def best_pass(job: Callable[[], object], args: argparse.Namespace, runtime: Runtime) -> float:
+def best_pass(job: Callable[[], object], runtime: Runtime) -> float:
     """Return the seconds of the faster of two passes: the first one warms up."""
     return min(timed(job, runtime) for _ in range(2))
 

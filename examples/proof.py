@@ -32,14 +32,13 @@ from transformer.tasks.table import TASKS, Task
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a task wants: passes and rate of the teacher, and the task whose teacher it begins as;
-    for the student, rows that are made of each row, and passes over all of them."""
+    """What a task wants: first for its teacher, then for its students."""
 
     teacher_epochs: float
     teacher_rate: str = "5e-5"
-    begins_as: str = ""
-    recombine: float = 0.0
-    epochs: float = 2.0
+    begins_as: str = ""  # the task whose teacher this one is fine-tuned from
+    recombine: float = 0.0  # rows that are made of each row
+    epochs: float = 2.0  # passes over all of them
 
 
 RECIPES = {
@@ -194,13 +193,19 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--bert_model", required=True, help="pre-trained model that becomes the teachers")
     add("--glue_dir", type=Path, required=True, help="holds one directory for each task")
-    add("--work_dir", type=Path, required=True, help="where everything goes")
+    add("--work_dir", type=Path, required=True, help="directory for all that is made")
     add("--tasks", nargs="+", choices=RECIPES, default=["STS-B", "SST-2"], help="tasks of GLUE")
-    add("--students", nargs="*", type=Path, default=[], help="configurations; none: teachers only")
+    add(
+        "--students",
+        nargs="*",
+        type=Path,
+        default=[],
+        help="directories of configurations; none: teachers only",
+    )
     add("--teacher_epochs", type=float, help="passes of fine-tuning; default: by the task")
-    add("--seeds", nargs="+", type=int, default=[42], help="of the students")
+    add("--seeds", nargs="+", type=int, default=[42], help="seeds of the students")
     add("--rows", type=int, default=20_000, help="training rows of a student; 0: all (20,000)")
-    add("--recombine", type=float, help="rows made of each; default: 2 for pairs, else 0")
+    add("--recombine", type=float, help="rows to make of each row; default: 2 for pairs, else 0")
     add("--threads", type=int, default=2, help="processor threads of a training (2)")
     return parser
 

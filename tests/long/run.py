@@ -68,8 +68,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=(*KINDS, "all"))
-    parser.add_argument("--cases", type=int, default=50, help="of each kind that is drawn by lot")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random")
+    parser.add_argument(
+        "--cases", type=int, default=50, help="cases of each kind that is drawn by lot"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all that is random")
     parser.add_argument("--only", default="", help="of fuzz: files whose name contains this")
     parser.add_argument("--minutes", type=float, default=1e6, help="most minutes of each kind")
     parser.add_argument("--place", type=Path, help="a new directory, kept; default: removed")

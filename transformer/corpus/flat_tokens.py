@@ -26,7 +26,7 @@ _distrusted: set[str] = set()  # fingerprints of tokenizers that it did not agre
 
 
 def encode_flat(tokenizer: BertTokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids of all texts one after another, and how many each has, int64."""
+    """Return the ids of N texts one after another, (M,), and how many each has, (N,) int64."""
     compiled = _compiled(tokenizer)
     if compiled is not None and tokenizer.fingerprint not in _distrusted:
         found = compiled.encode_batch(list(texts), add_special_tokens=False, parallel=False)

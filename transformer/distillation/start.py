@@ -51,7 +51,8 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
         "--init_text",
         type=file_path,
         metavar="FILE",
-        help="text for that, one sentence or paragraph a line (default: the data of the stage)",
+        help="text that a student is computed on, one sentence or paragraph a line (default: the "
+        "data of the stage)",
     )
     group.add_argument(
         "--init_tokens",

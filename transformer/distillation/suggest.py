@@ -58,22 +58,24 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="text like that which the student will meet, one sentence or paragraph a line",
     )
-    parser.add_argument("--init_tokens", type=int, default=20_000, help="tokens of it to look at")
+    parser.add_argument(
+        "--init_tokens", type=int, default=20_000, help="tokens of that text to look at"
+    )
     parser.add_argument("--max_seq_length", type=int, default=128, help="limit of a line in tokens")
     parser.add_argument("--hidden_size", type=int, help="width of the student (default: suggested)")
     parser.add_argument(
         "--num_hidden_layers",
         type=int,
-        help="its depth (default: half the teacher's, or the next divisor)",
+        help="depth of the student (default: half the teacher's, or the next divisor)",
     )
     parser.add_argument(
-        "--output_dir", type=file_path, help="new or empty directory that gets its config.json"
+        "--output_dir", type=file_path, help="new or empty directory for the student's config.json"
     )
     return parser
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Find the mistakes that need no model to be read."""
+    """Raise UserError for the mistakes that need no model to be read."""
     if not args.init_text.is_file():
         raise UserError(f"--init_text {args.init_text}: no such file")
     if args.init_tokens < LEAST_TOKENS:
@@ -183,7 +185,7 @@ def shares_of(layers: dict[int, Moments], widths: Sequence[int]) -> dict[int, di
 
 
 def mean(shares: dict[int, float]) -> float:
-    """Return the mean over layers."""
+    """Return the mean of shares over layers."""
     return sum(shares.values()) / len(shares)
 
 

@@ -157,7 +157,7 @@ def add_runtime_arguments(
     group.add_argument("--no_cuda", action="store_true", help="stay on the CPU")
     if seed:
         group.add_argument(
-            "--seed", type=seed_number, default=42, help="of initialisation, order and dropout"
+            "--seed", type=seed_number, default=42, help="seed of initialisation, order and dropout"
         )
     if distributed:
         group.add_argument(

@@ -35,7 +35,7 @@ NOISY_TURNS = 1.3
 
 @dataclass(frozen=True)
 class Effort:
-    """Say how long each speed is measured."""
+    """How long each speed is measured."""
 
     sentences: int = 64  # in one pass over the sample, at batch size 1 as at 32
     turns: int = 5  # of each model, at least
@@ -79,7 +79,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Speed:
-    """Hold how fast batches of one kind are answered; the time of tokenising is not in it."""
+    """How fast batches of one kind are answered; the time of tokenising is not in it."""
 
     batch_size: int
     sentences_per_second: float  # median over turns
@@ -90,7 +90,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class LengthFigures:
-    """Hold the costs at the given lengths."""
+    """What a model costs at some lengths of sentences."""
 
     mean_length: float  # real tokens of a sentence, [CLS] and [SEP] among them
     flops: float  # of one sentence, mean
@@ -99,7 +99,7 @@ class LengthFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """Hold what one model costs; `to_dict` is what goes into a JSON file."""
+    """What one model costs; `to_dict` is what goes into a JSON file."""
 
     name: str
     metric: str

@@ -21,7 +21,7 @@ AUTO = "auto"
 
 Weights = str | dict[str, float]  # AUTO, or the weights of some labels
 
-SHOWN = 20
+SHOWN = 20  # labels, where there are more
 
 
 def class_weights(text: str) -> Weights:

@@ -156,7 +156,13 @@ def with_known_labels(task: Task, args: argparse.Namespace, teacher: Checkpoint 
 
 
 class Models(NamedTuple):
-    """What a training is of, checked before data and weights are read; flags and task complete."""
+    """What a training is of, checked before data and weights are read.
+
+    args, task: with what defaults, models and data filled in.
+    student_changes: values that replace those of the student's configuration.
+    comparisons: the terms of layers; those of logits depend on the training set.
+    answers: the teacher's logits from files, (N, C) float32; None without such files.
+    """
 
     args: argparse.Namespace
     task: Task

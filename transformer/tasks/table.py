@@ -324,7 +324,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         "--labels",
         nargs="+",
         metavar="LABEL",
-        help="all labels; else found in the training file",
+        help="all labels; default: those of the training file",
     )
     add("--regression", action="store_true", help="labels are numbers to predict")
     add(
@@ -332,13 +332,17 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         action="store_true",
         help="a row may have several labels, or none: a JSON list, or names with , ; or | between",
     )
-    add("--doc_stride", type=int, help="of questions: tokens from window to window (default 128)")
-    add("--max_query_length", type=int, help="of questions: limit in tokens (default 64)")
-    add("--max_answer_length", type=int, help="of predicted answers: limit in tokens (default 30)")
+    add(
+        "--doc_stride",
+        type=int,
+        help="tokens from one window of a context to the next (default 128)",
+    )
+    add("--max_query_length", type=int, help="limit of a question in tokens (default 64)")
+    add("--max_answer_length", type=int, help="limit of a predicted answer in tokens (default 30)")
     add(
         "--null_score_diff_threshold",
         type=float,
-        help="of SQuAD2: by how much no answer must beat the best one (default 0)",
+        help='of SQuAD2: by how much "no answer" must beat the best answer (default 0)',
     )
     add(
         "--best_metric",
@@ -352,9 +356,9 @@ def _add_file_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--train_file",
-        help="in the data directory; .tsv, .csv, .jsonl or .json (JSON lines)",
+        help="training file in the data directory; .tsv, .csv, .jsonl or .json (JSON lines)",
     )
-    add("--dev_file", help="the same for the dev set")
+    add("--dev_file", help="dev set in the data directory, as --train_file")
     add(
         "--dev_share",
         type=float,
@@ -362,7 +366,7 @@ def _add_file_arguments(group: argparse._ArgumentGroup) -> None:
         help="where there is no dev set: hold out this share of the training file, such as 0.1, of "
         "every label alike; the same rows in every stage and with every --seed",
     )
-    add("--test_file", help="the same for the set to predict")
+    add("--test_file", help="set to predict in the data directory, as --train_file")
     add(
         "--no_header",
         action="store_true",

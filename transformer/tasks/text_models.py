@@ -54,7 +54,7 @@ class TextModel:
     """
 
     kind: ClassVar[Any] = CLASSIFICATION  # of the task that the model has learned
-    columns: Texts = ()  # names of the members of an answer, in their order
+    columns: tuple[str, ...] = ()  # names of the members of an answer, in their order
 
     def __init__(
         self,

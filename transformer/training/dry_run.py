@@ -67,7 +67,7 @@ class StepMemory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Return the sum."""
+        """Return the bytes of all of it."""
         return sum(self)
 
 
@@ -179,7 +179,7 @@ def known_rate(args: argparse.Namespace) -> float | None:
 
 
 def print_plan(title: str, lines: list[tuple[str, str]]) -> None:
-    """Print it on stdout."""
+    """Print the names and values of `plan_lines` on stdout."""
     print(f"{title}: this is a dry run, nothing is written")
     for name, value in lines:
         print(f"  {name:<8} {value}")

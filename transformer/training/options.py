@@ -50,26 +50,36 @@ def _add_optimization(
         default=32,
         help="examples of one optimizer step on each rank, over all accumulation steps",
     )
-    group.add_argument("--eval_batch_size", type=int, default=eval_batch_size, help="examples")
+    group.add_argument(
+        "--eval_batch_size",
+        type=int,
+        default=eval_batch_size,
+        help="examples that are evaluated at once",
+    )
     group.add_argument(
         "--gradient_accumulation_steps",
         type=int,
         default=1,
         help="parts that a rank's batch is computed in, to save memory; the result is the same",
     )
-    group.add_argument("--learning_rate", type=float, default=5e-5, help="peak, after warm-up")
+    group.add_argument(
+        "--learning_rate", type=float, default=5e-5, help="peak of the learning rate, after warm-up"
+    )
     group.add_argument(
         "--weight_decay",
         "--wd",
         type=float,
         default=0.01,
-        help="of matrices; the original's flag said 1e-4, but 0.01 is what it really used",
+        help="decay of matrices; the original's flag said 1e-4, but 0.01 is what it really used",
     )
     group.add_argument(
         "--num_train_epochs", type=float, default=epochs, help="passes over the data; 0.5 is half"
     )
     group.add_argument(
-        "--warmup_proportion", type=float, default=0.1, help="share of steps the rate rises in"
+        "--warmup_proportion",
+        type=float,
+        default=0.1,
+        help="share of the steps in which the rate rises",
     )
     group.add_argument(
         "--schedule",
@@ -100,7 +110,9 @@ def _add_optimization(
 
 def _add_saving(parser: argparse.ArgumentParser, eval_step: int | None) -> None:
     group = parser.add_argument_group("saving and resuming")
-    group.add_argument("--eval_step", type=int, default=eval_step, help="steps between two looks")
+    group.add_argument(
+        "--eval_step", type=int, default=eval_step, help="steps between two evaluations"
+    )
     group.add_argument(
         "--save_steps", type=int, default=500, help="steps between two states to resume from"
     )
