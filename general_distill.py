@@ -141,55 +141,51 @@ one of the lowest held-out loss is kept in OUTPUT_DIR/best. task_distill.py goes
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = ScriptParser(__doc__, epilog=EXAMPLES)
-    data = parser.add_argument_group("data")
-    data.add_argument(
+    add = parser.add_argument_group("data").add_argument
+    add(
         "--pregenerated_data",
         type=file_path,
         required=True,
         help="directory with epoch_N.json; fewer files than epochs are used in turn",
     )
-    data.add_argument(
+    add(
         "--max_seq_length",
         type=int,
         help="limit in tokens, for which longer data is refused; default: the data's own length. "
         "Batches are as long as their longest example",
     )
-    data.add_argument(
+    add(
         "--cache_dir",
         type=optional_path,
         help="directory for the packed data and downloads; default: beside the data",
     )
-    data.add_argument(
+    add(
         "--reduce_memory",
         action="store_true",
         help="accepted: data is always read from disk as it is needed",
     )
-    data.add_argument(
+    add(
         "--do_eval",
         action="store_true",
         help="hold out 1%% of the examples and report their loss every --eval_step; the student "
         "with the lowest is kept in OUTPUT_DIR/best",
     )
-    models = parser.add_argument_group("models")
-    models.add_argument(
-        "--teacher_model", type=model_name, required=True, help="BERT directory, name or address"
-    )
-    models.add_argument(
+    add = parser.add_argument_group("models").add_argument
+    add("--teacher_model", type=model_name, required=True, help="BERT directory, name or address")
+    add(
         "--student_model",
         type=student_name,
         required=True,
         help="directory with the student's config.json, or a configuration that comes with the "
         f"scripts: {', '.join(shipped_students())}",
     )
-    models.add_argument(
-        "--output_dir", type=file_path, required=True, help="directory for the student"
-    )
-    models.add_argument(
+    add("--output_dir", type=file_path, required=True, help="directory for the student")
+    add(
         "--continue_train",
         action="store_true",
         help="begin from the weights in --student_model (a new run; --resume goes on with one)",
     )
-    models.add_argument(
+    add(
         "--do_lower_case",
         action=argparse.BooleanOptionalAction,
         default=None,

@@ -53,8 +53,8 @@ from transformer.runtime.script import (
     student_name,
 )
 from transformer.tasks.class_report import show_report, write_report
+from transformer.tasks.deliver import deliver
 from transformer.tasks.dry_run import dry_run
-from transformer.tasks.evaluate import deliver
 from transformer.tasks.job import plan_job
 from transformer.tasks.options import (
     add_learning_arguments,

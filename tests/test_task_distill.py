@@ -787,7 +787,7 @@ def test_a_benchmark_without_the_packages_of_onnx(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr("transformer.tasks.benchmark.Effort", replace_effort())
-    monkeypatch.setattr("transformer.tasks.evaluate.missing_onnx_packages", lambda: ["onnx"])
+    monkeypatch.setattr("transformer.tasks.deliver.missing_onnx_packages", lambda: ["onnx"])
     flags = ["--student_model", toy / "student", "--output_dir", toy / "without_onnx"]
     toy.run("--benchmark", *flags)
     figures = json.loads((toy.root / "without_onnx" / "benchmark.json").read_text())

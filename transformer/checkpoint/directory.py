@@ -102,6 +102,14 @@ class Checkpoint:
         """Return the keys of `weight_files.GROUPS` that it holds weights of."""
         return frozenset(map(group_of, self.shapes))
 
+    @property
+    def pipeline(self) -> str:
+        """Return the task that Hugging Face's `pipeline` has for the model, by its head."""
+        if "span" in self.groups:
+            return "question-answering"
+        is_tagger = "classifier" in self.groups and "pooler" not in self.groups
+        return "token-classification" if is_tagger else "text-classification"
+
     @cached_property
     def _values(self) -> dict[str, Any]:
         return read_values(find_config(self.path))

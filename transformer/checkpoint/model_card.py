@@ -83,15 +83,6 @@ class _Run:
         """Whether the model answers for a task, and not only its layers have learned."""
         return self.stage in FINISHED
 
-    @property
-    def pipeline(self) -> str:
-        """Return the task that Hugging Face's `pipeline` has for the model, by its head."""
-        groups = self.checkpoint.groups
-        if "span" in groups:
-            return "question-answering"
-        is_tagger = "classifier" in groups and "pooler" not in groups
-        return "token-classification" if is_tagger else "text-classification"
-
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Return the scores on the dev set; of layers, their loss."""
@@ -167,7 +158,7 @@ def _metadata(run: _Run) -> str:
     ]
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=run.pipeline if run.is_finished else "feature-extraction",
+        pipeline_tag=run.checkpoint.pipeline if run.is_finished else "feature-extraction",
         tags=["tinybert", *([] if run.stage == "fine-tuning" else ["knowledge-distillation"])],
         model_name=run.name if results else None,
         eval_results=results or None,
@@ -232,10 +223,10 @@ def _use(run: _Run) -> str:
     config = run.checkpoint.config
     text = (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
-        f'answer = pipeline("{run.pipeline}", model="{run.name}")\n'
-        f"print(answer({EXAMPLES[run.pipeline]}))\n```"
+        f'answer = pipeline("{run.checkpoint.pipeline}", model="{run.name}")\n'
+        f"print(answer({EXAMPLES[run.checkpoint.pipeline]}))\n```"
     )
-    if run.pipeline == "question-answering":
+    if run.checkpoint.pipeline == "question-answering":
         return text
     if config.problem_type == "regression":
         text += "\n\nIt answers with one number, a score."

@@ -145,36 +145,27 @@ class Runtime:
         return result
 
 
-def add_runtime_arguments(
-    parser: argparse.ArgumentParser,
-    *,
-    distributed: bool = True,
-    precision: bool = True,
-    seed: bool = True,
-) -> None:
-    """Add the flags that `setup_runtime` reads; a keyword leaves a group of them out."""
-    group = parser.add_argument_group("runtime")
-    group.add_argument("--no_cuda", action="store_true", help="stay on the CPU")
+def add_runtime_arguments(parser: argparse.ArgumentParser, *, seed: bool = True) -> None:
+    """Add the flags that `setup_runtime` reads, --seed only if asked to."""
+    add = parser.add_argument_group("runtime").add_argument
+    add("--no_cuda", action="store_true", help="stay on the CPU")
     if seed:
-        group.add_argument(
-            "--seed", type=seed_number, default=42, help="seed of initialisation, order and dropout"
-        )
-    if distributed:
-        group.add_argument(
-            "--local_rank",
-            "--local-rank",
-            type=int,
-            default=-1,
-            help="given by old launchers; ranks come from torchrun's environment",
-        )
-    if precision:
-        group.add_argument(
-            "--precision",
-            choices=["auto", *PRECISIONS],
-            default="auto",
-            help="auto: bf16 where the hardware multiplies it natively, else fp32",
-        )
-        group.add_argument("--fp16", action="store_true", help="the same as --precision fp16")
+        what = "seed of initialisation, order and dropout"
+        add("--seed", type=seed_number, default=42, help=what)
+    add(
+        "--local_rank",
+        "--local-rank",
+        type=int,
+        default=-1,
+        help="given by old launchers; ranks come from torchrun's environment",
+    )
+    add(
+        "--precision",
+        choices=["auto", *PRECISIONS],
+        default="auto",
+        help="auto: bf16 where the hardware multiplies it natively, else fp32",
+    )
+    add("--fp16", action="store_true", help="the same as --precision fp16")
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -159,9 +159,9 @@ def word_accuracy(predictions: Tags, labels: Tags) -> float:
 
 # ------------------------------------------------------------------------------------- answers
 
-# What has a member `text`, for each question; and the texts of its answers, none if it has none.
-Answers = Sequence[Any]
-Truth = Sequence[Sequence[str]]
+# For each question, what has a member `text`; and the texts of its answers, none if it has none.
+FoundAnswers = Sequence[Any]
+GoldAnswers = Sequence[Sequence[str]]
 
 
 def normalise_answer(text: str) -> str:
@@ -200,10 +200,12 @@ def _with_words(wanted: Sequence[str]) -> Sequence[str]:
     return [each for each in wanted if normalise_answer(each)] or [""]
 
 
-def _mean_answer_score(metric: Callable[[str, str], float]) -> Callable[[Answers, Truth], float]:
+def _mean_answer_score(
+    metric: Callable[[str, str], float],
+) -> Callable[[FoundAnswers, GoldAnswers], float]:
     """Return the metric that is the mean of another over questions."""
 
-    def mean(predictions: Answers, truth: Truth) -> float:
+    def mean(predictions: FoundAnswers, truth: GoldAnswers) -> float:
         pairs = zip(predictions, truth, strict=True)
         scores = [best_score(metric, found.text, wanted) for found, wanted in pairs]
         return sum(scores) / max(len(scores), 1)
@@ -211,7 +213,7 @@ def _mean_answer_score(metric: Callable[[str, str], float]) -> Callable[[Answers
     return mean
 
 
-def no_answer_scores(predictions: Answers, truth: Truth) -> dict[str, float]:
+def no_answer_scores(predictions: FoundAnswers, truth: GoldAnswers) -> dict[str, float]:
     """Return the scores of questions with and without an answer, and those at the best threshold.
 
     Args:
@@ -243,8 +245,8 @@ def no_answer_scores(predictions: Answers, truth: Truth) -> dict[str, float]:
 
 # Each function takes predictions and labels as the kind of the task compares them: numbers of
 # labels (N,), for a regression floats, for several labels a text 0 and 1 (N, C), for tags the tags
-# of each sentence, for questions `Answers` and `Truth`. The second entry says whether a higher
-# value is the better one.
+# of each sentence, for questions `FoundAnswers` and `GoldAnswers`. The second entry says whether a
+# higher value is the better one.
 METRICS: dict[str, tuple[Callable[[Any, Any], float], bool]] = {
     "acc": (accuracy, True),
     "f1": (f1, True),

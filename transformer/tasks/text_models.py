@@ -286,10 +286,10 @@ def open_text_model(
         UserError: as `TextModel`, or a threshold is given to a model of another kind.
     """
     checkpoint = Checkpoint(cached_path(path, options.get("cache_dir")))
-    if "span" in checkpoint.groups:
+    if checkpoint.pipeline == "question-answering":
         questions = {"null_threshold": null_threshold, "task": task}
         return QuestionAnswerer(checkpoint.path, **questions, **options)
     if null_threshold is not None:
         raise UserError("--null_score_diff_threshold is for models that answer questions")
-    is_tagger = "classifier" in checkpoint.groups and "pooler" not in checkpoint.groups
+    is_tagger = checkpoint.pipeline == "token-classification"
     return (EntityTagger if is_tagger else TextClassifier)(checkpoint.path, **options)

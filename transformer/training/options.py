@@ -43,45 +43,34 @@ def add_training_arguments(
 def _add_optimization(
     parser: argparse.ArgumentParser, epochs: float | None, eval_batch_size: int
 ) -> None:
-    group = parser.add_argument_group("optimization")
-    group.add_argument(
+    add = parser.add_argument_group("optimization").add_argument
+    add(
         "--train_batch_size",
         type=int,
         default=32,
         help="examples of one optimizer step on each rank, over all accumulation steps",
     )
-    group.add_argument(
-        "--eval_batch_size",
-        type=int,
-        default=eval_batch_size,
-        help="examples that are evaluated at once",
-    )
-    group.add_argument(
+    add("--eval_batch_size", type=int, default=eval_batch_size, help="examples evaluated at once")
+    add(
         "--gradient_accumulation_steps",
         type=int,
         default=1,
         help="parts that a rank's batch is computed in, to save memory; the result is the same",
     )
-    group.add_argument(
+    add(
         "--learning_rate", type=float, default=5e-5, help="peak of the learning rate, after warm-up"
     )
-    group.add_argument(
+    add(
         "--weight_decay",
         "--wd",
         type=float,
         default=0.01,
         help="decay of matrices; the original's flag said 1e-4, but 0.01 is what it really used",
     )
-    group.add_argument(
-        "--num_train_epochs", type=float, default=epochs, help="passes over the data; 0.5 is half"
-    )
-    group.add_argument(
-        "--warmup_proportion",
-        type=float,
-        default=0.1,
-        help="share of the steps in which the rate rises",
-    )
-    group.add_argument(
+    add("--num_train_epochs", type=float, default=epochs, help="passes over the data; 0.5 is half")
+    rises = "share of the steps in which the rate rises"
+    add("--warmup_proportion", type=float, default=0.1, help=rises)
+    add(
         "--schedule",
         choices=list(SCHEDULES),
         default="warmup_linear",
@@ -89,14 +78,14 @@ def _add_optimization(
         "stays at its peak, none is the peak from the first step on. The original's layer "
         "distillation of a task has none",
     )
-    group.add_argument(
+    add(
         "--bias_correction",
         action="store_true",
         help="correct Adam's moments for their start at 0. BERT's Adam does not, so that the mean "
         "rate of a run of 200 steps is 4.5 times what was asked for, of 540 steps 2.8 times, of "
         "2,646 steps 1.5 times: short runs with this flag want a higher --learning_rate",
     )
-    group.add_argument(
+    add(
         "--student_dropout",
         type=float,
         metavar="P",
@@ -105,7 +94,7 @@ def _add_optimization(
         "classifier reads is dropped out in fine-tuning only. The config.json that is written "
         "keeps the model's own, for later fine-tuning",
     )
-    group.add_argument("--compile", action="store_true", help="run models through torch.compile")
+    add("--compile", action="store_true", help="run models through torch.compile")
 
 
 def _add_saving(parser: argparse.ArgumentParser, eval_step: int | None) -> None:
