@@ -81,6 +81,19 @@ def checkpoint_maker(place: Path, vocab_file: Path, config) -> Callable[..., Pat
     return make
 
 
+def write_toy_models(root: Path) -> None:
+    """Write random models for runs of seconds: `bert`, and `general`, from which students begin."""
+    from transformer.checkpoint.directory import save_checkpoint
+    from transformer.modeling import TinyBertForPreTraining
+    from transformer.tokenization import BertTokenizer
+
+    tokenizer = BertTokenizer(str(write_vocabulary(root / "vocabulary")), do_lower_case=True)
+    torch.manual_seed(0)
+    for name, layers, width in (("bert", 4, 32), ("general", 2, 24)):
+        config = replace(make_tiny_config(), num_hidden_layers=layers, hidden_size=width)
+        save_checkpoint(TinyBertForPreTraining(config), tokenizer, root / name)
+
+
 def write_corpus(path: Path) -> Path:
     """Write a corpus of 12 documents of 4 to 9 sentences, one sentence a line."""
     rng = random.Random(20)

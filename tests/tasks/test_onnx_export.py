@@ -15,13 +15,13 @@ import torch
 
 from transformer.files import EnvironmentFault, UserError
 from transformer.modeling import TinyBertForSequenceClassification
-from transformer.tasks import onnx_export, options
+from transformer.tasks import onnx_export, targets
 from transformer.tasks.onnx_export import INPUTS, GraphModel, export_onnx, make_graph
-from transformer.tasks.options import check_export
+from transformer.tasks.targets import check_export
 from transformer.tokenization import BertTokenizer
 
 needs_packages = pytest.mark.skipif(
-    not all(map(find_spec, options.ONNX_PACKAGES)), reason="needs requirements-onnx.txt"
+    not all(map(find_spec, targets.ONNX_PACKAGES)), reason="needs requirements-onnx.txt"
 )
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -138,10 +138,10 @@ def test_a_graph_is_called_like_its_model(tiny_config, vocab_file):
 
 
 def test_mistakes_are_found_before_anything_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(options, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(targets, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(EnvironmentFault, match="onnxscript: pip install -r requirements-onnx.txt"):
         check_export(tmp_path / "new", int8=False)
-    monkeypatch.setattr(options, "find_spec", lambda name: name)
+    monkeypatch.setattr(targets, "find_spec", lambda name: name)
     check_export(tmp_path / "new", int8=True)
     check_export(tmp_path / "new.onnx", int8=False)
     (tmp_path / "empty").mkdir()
@@ -156,7 +156,7 @@ def test_mistakes_are_found_before_anything_is_trained(tmp_path, monkeypatch):
         check_export(tmp_path / "run", int8=True, output_dir=tmp_path / "x" / ".." / "run")
     with pytest.raises(UserError, match="no such directory; create .*run/a first"):
         check_export(tmp_path / "run" / "a" / "onnx", int8=True, output_dir=tmp_path / "run")
-    monkeypatch.setattr(options.os, "access", lambda place, mode: place != tmp_path)
+    monkeypatch.setattr(targets.os, "access", lambda place, mode: place != tmp_path)
     with pytest.raises(UserError, match=f"{tmp_path} may not be written to"):
         check_export(tmp_path / "new", int8=True)
     check_export(tmp_path / "empty", int8=True)

@@ -14,16 +14,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_vocabulary
+from conftest import tiny_vocabulary, write_toy_models
 from torch.nn import functional as F
 
 import data_augmentation
 import task_distill
-from transformer.checkpoint.directory import read_weights, save_checkpoint
-from transformer.configuration import BertConfig
+from transformer.checkpoint.directory import read_weights
 from transformer.distillation.losses import gold_loss, over_span_ends, prediction_loss
 from transformer.files import UserError
-from transformer.modeling import TinyBertForPreTraining, TinyBertForQuestionAnswering
+from transformer.modeling import TinyBertForQuestionAnswering
 from transformer.tasks.answers import answers_of, best_spans
 from transformer.tasks.kinds import SPANS
 from transformer.tasks.metrics import (
@@ -290,20 +289,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_toy(root / "data", "train-v2.0.json", 300)
     write_toy(root / "data", "dev-v2.0.json", 80, longest=40)
     write_toy(root / "data", "test-v2.0.json", 40)
-    (root / "vocab.txt").write_text("\n".join(tiny_vocabulary()) + "\n")
-    tokenizer = BertTokenizer(root / "vocab.txt", True)
-    torch.manual_seed(0)
-    for name, layers, width in (("bert", 4, 32), ("general", 2, 24)):
-        config = BertConfig(
-            vocab_size=len(tiny_vocabulary()),
-            num_hidden_layers=layers,
-            hidden_size=width,
-            num_attention_heads=4,
-            intermediate_size=37,
-            max_position_embeddings=64,
-            initializer_range=0.15,
-        )
-        save_checkpoint(TinyBertForPreTraining(config), tokenizer, root / name)
+    write_toy_models(root)
     run(root, "--finetune", "teacher", "bert", "--num_train_epochs", "5")
     pair = ("--teacher_model", str(root / "teacher"))
     run(root, None, "middle", "general", *pair, "--num_train_epochs", "6")

@@ -13,17 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_vocabulary
+from conftest import write_toy_models
 from seqeval import metrics as seqeval
 from seqeval.metrics.sequence_labeling import get_entities
 from torch.nn import functional as F
 
 import task_distill
-from transformer.checkpoint.directory import save_checkpoint
-from transformer.configuration import BertConfig
 from transformer.distillation.losses import gold_loss, over_tagged_tokens, prediction_loss
 from transformer.files import UserError
-from transformer.modeling import TinyBertForPreTraining, TinyBertForTokenClassification
+from transformer.modeling import TinyBertForTokenClassification
 from transformer.tasks.kinds import TOKEN_LABELS
 from transformer.tasks.metrics import METRICS, entities, entity_scores
 from transformer.tasks.sentences import (
@@ -244,20 +242,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_toy(root / "data", 300, "train.txt")
     write_toy(root / "data", 60, "dev.txt", longest=60)
     write_toy(root / "data", 40, "test.txt", longest=20)
-    (root / "vocab.txt").write_text("\n".join(tiny_vocabulary()) + "\n")
-    tokenizer = BertTokenizer(root / "vocab.txt", True)
-    torch.manual_seed(0)
-    for name, layers, width in (("bert", 4, 32), ("general", 2, 24)):
-        config = BertConfig(
-            vocab_size=len(tiny_vocabulary()),
-            num_hidden_layers=layers,
-            hidden_size=width,
-            num_attention_heads=4,
-            intermediate_size=37,
-            max_position_embeddings=64,
-            initializer_range=0.15,
-        )
-        save_checkpoint(TinyBertForPreTraining(config), tokenizer, root / name)
+    write_toy_models(root)
     shared = ["--task_name", "ner", "--data_dir", str(root / "data"), "--max_seq_length", "32"]
     shared += ["--learning_rate", "2e-3", "--precision", "fp32"]
 

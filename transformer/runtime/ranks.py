@@ -185,8 +185,8 @@ def resolve_precision(args: argparse.Namespace, device: torch.device) -> torch.d
     Raises:
         UserError: the two contradict each other, or the device cannot do it.
     """
-    name = getattr(args, "precision", "fp32")
-    if getattr(args, "fp16", False):
+    name = args.precision
+    if args.fp16:
         if name not in ("auto", "fp16"):
             raise UserError(f"--fp16 and --precision {name} contradict each other; give one")
         name = "fp16"
@@ -201,7 +201,7 @@ def resolve_precision(args: argparse.Namespace, device: torch.device) -> torch.d
 
 def _launcher_ranks(args: argparse.Namespace) -> tuple[int, int, int]:
     """Return (rank, local rank, world size) from the launcher's environment."""
-    given = getattr(args, "local_rank", -1)
+    given = args.local_rank
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         if given > 0:
             raise UserError(

@@ -39,13 +39,7 @@ from transformer.tasks.job import (
 )
 from transformer.tasks.metrics import Results
 from transformer.tasks.onnx_export import GraphModel, export_onnx, make_graph, quantize
-from transformer.tasks.options import (
-    missing_onnx_packages,
-    prediction_file,
-    stage_of,
-    trains,
-    with_defaults,
-)
+from transformer.tasks.options import stage_of, trains, with_defaults
 from transformer.tasks.results import (
     Answers,
     DevSet,
@@ -55,6 +49,7 @@ from transformer.tasks.results import (
     write_dev_results,
 )
 from transformer.tasks.table import Source, Task
+from transformer.tasks.targets import missing_onnx_packages, prediction_file
 from transformer.tasks.token_cache import INPUTS, TokenCache
 from transformer.training.inference import predict_logits
 from transformer.training.loop import compile_forward

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from transformer.checkpoint.config_file import config_text
 from transformer.files import atomic_write
-from transformer.tasks.options import GRAPH_NAME, INT8_NAME, is_graph_file
+from transformer.tasks.targets import GRAPH_NAME, INT8_NAME, is_graph_file
 from transformer.tokenization import BertTokenizer
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def export_onnx(
     """Write `graph`, which `make_graph` made of `model`, to a file or a directory called `target`.
 
     A directory gets model.onnx, the tokenizer's files and config.json; with `int8` also
-    model_int8.onnx. `tasks.options.check_export` has found the packages and the place to be fit.
+    model_int8.onnx. `tasks.targets.check_export` has found the packages and the place to be fit.
     """
     if is_graph_file(target):
         _write(target, graph)
