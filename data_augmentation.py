@@ -219,7 +219,11 @@ def only_recombines(args: argparse.Namespace) -> bool:
 
 
 def open_input(args: argparse.Namespace, task: Task) -> Reader:
-    """Return the reader of the task's training file, and set `args.output` if not given."""
+    """Return the reader of the task's training file, and set `args.output` if not given.
+
+    Raises:
+        UserError: no such directory or file, an output that cannot be one, or as `open_rows`.
+    """
     directory = args.data_dir or args.glue_dir / task.directory
     if not directory.is_dir():
         flag = "--data_dir" if args.data_dir else "--glue_dir"
@@ -238,7 +242,11 @@ def open_input(args: argparse.Namespace, task: Task) -> Reader:
 
 
 def open_rows(args: argparse.Namespace, path: Path, task: Task) -> Reader:
-    """Return the reader of a file by what the task reads."""
+    """Return the reader of a file by what the task reads.
+
+    Raises:
+        UserError: a flag that such a file has no use for, or the file cannot be read.
+    """
     reads = task.kind.reads
     if args.swap_entities and reads != "sentences":
         raise UserError(f"--swap_entities: {task.name} has no entities")
@@ -255,7 +263,11 @@ def open_rows(args: argparse.Namespace, path: Path, task: Task) -> Reader:
 def load_augmenter(
     args: argparse.Namespace, checkpoint: Checkpoint | None, runtime: Runtime
 ) -> Augmenter:
-    """Load the masked LM and its tokenizer; word vectors are added later."""
+    """Load the masked LM and its tokenizer; word vectors are added later.
+
+    Raises:
+        UserError: the model has no masked-LM head, or --stop_words is not UTF-8.
+    """
     stop_words = STOP_WORDS
     if args.stop_words:
         try:
@@ -329,7 +341,11 @@ def plan_blocks(
     augmenter: Augmenter,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Read the training file and the word vectors; note neighbours of words, return the blocks."""
+    """Read the training file and the word vectors; note neighbours of words, return the blocks.
+
+    Raises:
+        UserError: too few rows can be used, or none.
+    """
     vectors = None
     if args.glove_embs:
         vectors = load_word_vectors(args.glove_embs, args.glove_words, args.cache_dir or None)

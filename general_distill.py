@@ -318,7 +318,7 @@ def find_data(args: argparse.Namespace) -> tuple[argparse.Namespace, list[EpochF
 
 
 def examples_to_train(file: EpochFile, args: argparse.Namespace) -> int:
-    """Return how many examples of a file are not held out."""
+    """Return how many examples of a file are not held out; UserError if none is left."""
     held_out = min(math.ceil(file.examples * HELD_OUT_SHARE), HELD_OUT_MOST)
     examples = file.examples - held_out * args.do_eval
     if examples < 1:

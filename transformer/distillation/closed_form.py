@@ -114,7 +114,7 @@ class Moments:
         return float((self.yy / self.count - (self.xy[-1] / self.count).square()).sum())
 
     def explained(self, weights: Tensor) -> float:
-        """Return what share of the variance of y [x, 1] `weights` explains."""
+        """Return what share of the variance of y the affine map `weights` (n + 1, p) explains."""
         errors = self.yy.sum() - 2 * (weights * self.xy).sum()
         errors = errors + (weights * (self.xx @ weights)).sum()
         return 1 - float(errors / self.count) / max(self.variance_out(), 1e-300)
@@ -468,6 +468,10 @@ class _ClosedForm:
 
         A student head that stands for several of the teacher's takes the mean of their scores; one
         of several that stand for one of the teacher's takes its scores.
+
+        Args:
+            read_back: (d + 1, D), from the student's state to the teacher layer's input.
+            moments: of the student's states.
         """
         theirs = teacher_layer.attention.self
         second = moments.xx / moments.count
@@ -489,7 +493,7 @@ class _ClosedForm:
     def values(
         self, own: BertSelfAttention, teacher_layer: BertLayer, read_back: Tensor, moments: Moments
     ) -> None:
-        """Set values to what of each head reaches the student's states."""
+        """Set values to what of each head reaches the student's states; as `queries_keys`."""
         theirs = teacher_layer.attention.self
         second = moments.xx / moments.count
         value = _then(read_back, theirs.value)
@@ -652,7 +656,7 @@ class _ClosedForm:
         return tuple(state[self.masks[number]] for state in states)
 
     def row_weights(self, number: int) -> Tensor:
-        """Return how often each row of a batch counts."""
+        """Return how often each row of a batch counts, (r,)."""
         weights = torch.ones(self.masks[number].shape, device=self.device)
         if self.weigh_first_token:
             weights[:, 0] = FIRST_TOKEN_WEIGHT

@@ -229,7 +229,7 @@ def _from_environment(name: str, least: int, most: int) -> int:
 
 def _choose_device(args: argparse.Namespace, local_rank: int) -> torch.device:
     """Return this rank's device: its GPU, or the CPU."""
-    if getattr(args, "no_cuda", False) or not torch.cuda.is_available():
+    if args.no_cuda or not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if local_rank >= count:
@@ -265,9 +265,8 @@ def setup_runtime(args: argparse.Namespace) -> Runtime:
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         join_ranks(backend)
-    seed = getattr(args, "seed", None)
-    if isinstance(seed, int):
-        torch.manual_seed(seed)
+    if isinstance(args.seed, int):  # of several seeds, each run sets its own
+        torch.manual_seed(args.seed)
     logger.info(
         "device %s, precision %s, %d rank%s",
         device,

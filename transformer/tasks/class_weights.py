@@ -25,7 +25,11 @@ SHOWN = 20  # labels, where there are more
 
 
 def class_weights(text: str) -> Weights:
-    """Turn a word of the command line into weights: "auto", a JSON file, or "label=weight,..."."""
+    """Turn a word of the command line into weights: "auto", a JSON file, or "label=weight,...".
+
+    Raises:
+        argparse.ArgumentTypeError: it is none of them, or a weight is no number of 0 or more.
+    """
     if text == AUTO:
         return text
     try:

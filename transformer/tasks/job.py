@@ -70,7 +70,11 @@ def open_checkpoint(flag: str, args: argparse.Namespace) -> Checkpoint | None:
 
 
 def shared_tokenizer(student: Checkpoint, teacher: Checkpoint | None) -> BertTokenizer:
-    """Return the student's tokenizer, the teacher's if the student has none yet; compare both."""
+    """Return the student's tokenizer, the teacher's if the student has none yet.
+
+    Raises:
+        UserError: neither has one, they number tokens differently, or a model lacks embeddings.
+    """
     owners = [model for model in (student, teacher) if model is not None and model.has_vocabulary]
     if not owners:
         raise UserError(f"{student}: no vocab.txt; copy the vocabulary of its teacher there")

@@ -298,7 +298,7 @@ def beats(results: Results, best: Results | None, metric: str) -> bool:
 
 
 def chance_score(task: Task, labels: np.ndarray) -> float:
-    """Return what the best constant answer scores in the task's best metric, on these labels."""
+    """Return what the best constant answer scores in the task's best metric, on labels (N, ...)."""
     metric, higher_is_better = METRICS[task.best_metric]
     constants = task.kind.constant_logits(task, labels)
     scores = [metric(*task.kind.compare(task, logits, labels)) for logits in constants]
@@ -308,5 +308,5 @@ def chance_score(task: Task, labels: np.ndarray) -> float:
 
 
 def score(task: Task, logits: np.ndarray, labels: np.ndarray) -> Results:
-    """Return the task's metrics and `eval_loss`, the loss against gold labels."""
+    """Return the task's metrics and `eval_loss`, of logits (N, C) against gold labels (N, ...)."""
     return compute_metrics(task, logits, labels) | {"eval_loss": task.kind.loss(logits, labels)}

@@ -417,7 +417,11 @@ class QuestionInput:
         return self.reader.check_left_out(allow_short)
 
     def write_predictions(self, target: Path, dataset: PackedDataset, logits: np.ndarray) -> int:
-        """Write {id: answer} as the official evaluation reads it; return how many there are."""
+        """Write {id: answer} as the official evaluation reads it; return how many there are.
+
+        Args:
+            logits: of all tokens of the store, (M, 2).
+        """
         answers = answers_of(dataset, logits, self.task)
         keys = [key for key, _, _ in dataset.meta["questions"]]
         _write_object(target, dict(zip(keys, (answer.text for answer in answers), strict=True)))
