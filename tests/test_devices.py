@@ -32,12 +32,13 @@ from transformer.distillation.objectives import Objective, mean_loss
 from transformer.distillation.students import ready_to_train
 from transformer.modeling import (
     TinyBertForPreTraining,
+    TinyBertForQuestionAnswering,
     TinyBertForSequenceClassification,
     TinyBertForTokenClassification,
 )
 from transformer.runtime.metrics_log import MetricsLog
 from transformer.runtime.ranks import Runtime
-from transformer.tasks.kinds import TOKEN_LABELS
+from transformer.tasks.kinds import SPANS, TOKEN_LABELS
 from transformer.training import loop
 from transformer.training.batches import Batch, LossCounts
 from transformer.training.inference import predict_logits
@@ -132,6 +133,7 @@ def answers(over: Callable[[Any], Any] = lambda loss: loss, **gold: Any) -> tupl
 
 
 TEXTS, TOKENS = TinyBertForSequenceClassification, TinyBertForTokenClassification
+ENDS = TinyBertForQuestionAnswering
 
 # The head, what is learnt, and whether the teacher's logits are stored.
 STAGES: dict[str, tuple[type[nn.Module], tuple[Comparison, ...], bool]] = {
@@ -144,6 +146,8 @@ STAGES: dict[str, tuple[type[nn.Module], tuple[Comparison, ...], bool]] = {
     "joint": (TEXTS, terms_of("", "mse") + answers(), False),
     "tokens, joint": (TOKENS, terms_of("", "mse") + answers(TOKEN_LABELS.over_answers), False),
     "tokens, stored": (TOKENS, answers(TOKEN_LABELS.over_answers), True),
+    "spans, joint": (ENDS, terms_of("", "mse") + answers(SPANS.over_answers), False),
+    "spans, stored": (ENDS, answers(SPANS.over_answers), True),
 }
 
 
@@ -152,14 +156,15 @@ def make_step(
 ) -> tuple[RunState, Objective, StepBatch]:
     """Return the student with its optimizer, what it learns, and the batches of two micro-steps."""
     head, comparisons, is_stored = STAGES[stage]
-    config = replace(config, id2label={0: "a", 1: "b", 2: "c"})
+    outputs = 2 if head is ENDS else 3
+    config = replace(config, id2label=dict(enumerate("abc"[:outputs])))
     # Fake tensors cannot be converted as `freeze_teacher` does it.
     torch.set_default_dtype(runtime.dtype)
     teacher = head(config).eval().requires_grad_(False)
     torch.set_default_dtype(torch.float32)
     objective = Objective(comparisons, teacher, classifiers=head is not TinyBertForPreTraining)
     if is_stored:
-        logits = torch.zeros(ROWS * (LENGTH if teacher.per_token else 1), 3)
+        logits = torch.zeros(ROWS * (LENGTH if teacher.per_token else 1), outputs)
         offsets = torch.arange(ROWS) * LENGTH if teacher.per_token else None
         objective = Objective(comparisons, teacher_logits=logits, token_offsets=offsets)
     student = head(replace(config, num_hidden_layers=2, hidden_size=24, fit_size=32))
@@ -171,7 +176,9 @@ def make_step(
     optimizer, scaler = loop.build_optimizer(student.train(), args, 10, runtime)
     meter = LossMeter(runtime.device)
     state = RunState(student, optimizer, scaler, meter, MetricsLog(None), {})
-    labels = torch.zeros(ROWS, LENGTH, dtype=torch.int16) if head is TOKENS else torch.zeros(ROWS)
+    labels = torch.zeros(ROWS, 2) if head is ENDS else torch.zeros(ROWS)
+    if head is TOKENS:
+        labels = torch.zeros(ROWS, LENGTH, dtype=torch.int16)
     ids = torch.ones(ROWS, LENGTH, dtype=torch.long)
     flags = torch.zeros(ROWS, dtype=torch.uint8)
     batch = Batch(ids, ids, ids > 0, labels, flags, torch.arange(ROWS))
