@@ -348,6 +348,12 @@ def test_predictions_are_those_of_hugging_face(toy: Path) -> None:
         assert ours[question.id] == ("" if none > 0 else text)
 
 
+def test_its_card_says_how_it_is_used(toy: Path) -> None:
+    card = (toy / "student" / "README.md").read_text()
+    assert "pipeline_tag: question-answering" in card
+    assert 'question="a question", context=' in card and "before version 5" in card
+
+
 def test_a_student_is_computed_from_its_teacher(toy: Path) -> None:
     (toy / "config").mkdir()
     (toy / "config" / "config.json").write_text((toy / "general" / "config.json").read_text())

@@ -227,7 +227,10 @@ def _use(run: _Run) -> str:
         f"print(answer({EXAMPLES[run.checkpoint.pipeline]}))\n```"
     )
     if run.checkpoint.pipeline == "question-answering":
-        return text
+        return text + (
+            "\n\nThat is for transformers before version 5. Later ones have no such pipeline: "
+            "AutoModelForQuestionAnswering loads the model there."
+        )
     if config.problem_type == "regression":
         text += "\n\nIt answers with one number, a score."
     elif config.id2label:
