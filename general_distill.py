@@ -450,7 +450,7 @@ def train(args: argparse.Namespace, runtime: Runtime, directory: RunDirectory) -
         ("README.md", "its model card: how it was made"),
         ("best", "the student with the lowest held-out loss"),
     ]
-    finish_run(state, runtime, args.output_dir, "general distillation is done", results, facts)
+    finish_run(state, runtime, args.output_dir, "general distillation", results, facts)
 
 
 def dry_run(args: argparse.Namespace, runtime: Runtime) -> None:

@@ -34,7 +34,7 @@ from transformer.checkpoint.model_card import write_model_card
 from transformer.distillation.layers import add_distillation_arguments
 from transformer.distillation.start import add_start_arguments
 from transformer.file_utils import upload
-from transformer.runtime.metrics_log import sum_by_kind
+from transformer.runtime.metrics_log import shown_terms
 from transformer.runtime.output_dir import (
     RunDirectory,
     check_directory,
@@ -56,6 +56,7 @@ from transformer.tasks.class_report import show_report, write_report
 from transformer.tasks.deliver import deliver
 from transformer.tasks.dry_run import dry_run
 from transformer.tasks.job import plan_job
+from transformer.tasks.metrics import chance_score
 from transformer.tasks.options import (
     add_learning_arguments,
     check_args,
@@ -64,7 +65,14 @@ from transformer.tasks.options import (
     trains,
 )
 from transformer.tasks.predict import check_predict, predict
-from transformer.tasks.results import report_seeds, results_table, seed_directory, write_dev_results
+from transformer.tasks.results import (
+    TRAINED_AT_CHANCE,
+    report_seeds,
+    results_table,
+    seed_directory,
+    warn_of_chance,
+    write_dev_results,
+)
 from transformer.tasks.run import Job, Run, metric_fields
 from transformer.tasks.table import add_task_arguments
 from transformer.training.loop import begin_state, finish_run, training_steps
@@ -211,7 +219,9 @@ def evaluate_and_keep(run: Run, state: RunState, total_steps: int) -> None:
     """Measure the student on the dev sets; keep it if it is the best so far, or the last."""
     results, answers = run.measure(state)
     state.metrics.write(step=state.step, **metric_fields(results))
-    shown = "  ".join(f"{key} {value:.4f}" for key, value in sum_by_kind(results).items())
+    shown = "  ".join(f"{key} {value:.4f}" for key, value in shown_terms(results).items())
+    if answers is not None:
+        state.facts["chance"] = chance_score(run.job.task, answers[1])
     logger.info("%s step %d of %d: dev %s", run.stage, state.step, total_steps, shown)
     run.compare_with_start(state, results)
     keep = run.choose(state, results, is_last=state.step == total_steps)
@@ -273,11 +283,14 @@ def report_result(run: Run, state: RunState) -> None:
     task, results = run.job.task, state.facts["results"]
     name = learner(run.args)
     if run.runtime.is_main:
-        rows = {name: sum_by_kind(results)}
+        rows = {name: shown_terms(results)}
         if run.keeps_best and run.job.teacher_results:
             rows["teacher"] = run.job.teacher_results
         print(results_table(f"{task.name}, dev", rows), flush=True)
         show_report(run.args.output_dir, f"{task.name}, dev")
+    if "chance" in state.facts and run.keeps_best:
+        score, advice = results[task.best_metric], TRAINED_AT_CHANCE.format(run.args.learning_rate)
+        warn_of_chance(task, score, state.facts["chance"], f"the {name}", advice)
     which = "the best" if run.keeps_best else "the last: layers have no dev score to choose by"
     written = [
         ("model.safetensors", f"the {name} of step {state.best_step}, {which}"),
@@ -287,11 +300,12 @@ def report_result(run: Run, state: RunState) -> None:
         ("dev_report.txt", "the same, class by class"),
         ("confusion_matrix.png", "which classes are taken for which"),
     ]
-    title = f"{run.stage} of {task.name} is done"
+    title = f"{run.stage} of {task.name}"
     facts = list(state.facts.get("start", ()))
     if state.stopped:
         facts.append(f"stopped by --patience {run.args.patience}")
-    finish_run(state, run.runtime, run.args.output_dir, title, written, facts)
+    teacher = metric_fields(run.job.teacher_results) if run.keeps_best else None
+    finish_run(state, run.runtime, run.args.output_dir, title, written, facts, teacher)
 
 
 def begin(run: Run, directory: RunDirectory) -> None:

@@ -86,7 +86,15 @@ def test_run_from_another_directory_writes_everything(tmp_path, command):
         assert (out / name).stat().st_size > 0, name
         assert name.split("/")[0] in done.stderr or name in ("vocab.txt", "tokenizer_config.json")
     reports = metrics_of(out)
-    assert [r["step"] for r in reports if "loss" in r] == [2, 4, 6, 8, 10]
+    assert [r["step"] for r in reports if "loss" in r] == [
+        2,
+        3,
+        4,
+        6,
+        8,
+        9,
+        10,
+    ]  # and at evaluations
     assert [r["step"] for r in reports if "eval_loss" in r] == [3, 6, 9, 10]
     terms = {"attention/1", "attention/2", "hidden/1", "hidden/2", "embedding", "learning_rate"}
     assert terms <= reports[0].keys()

@@ -357,6 +357,37 @@ def test_the_best_model_is_kept_and_the_last_beside_it(
     assert not same_weights(toy / "best", toy / "best/last")
 
 
+def test_a_finished_model_at_chance_is_told_and_the_learning_rate_named(
+    toy: Toy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    flags = ["--student_model", toy / "base", "--output_dir", toy / "chance"]
+    toy.run("--finetune", "--learning_rate", "0", *flags, epochs=0.2)
+    assert "WARNING: the model scores" in caplog.text
+    assert "Change --learning_rate first (it is 0)" in caplog.text
+    caplog.clear()
+    toy.run("--do_eval", "--student_model", toy / "chance", "--output_dir", toy / "looked_at")
+    assert "train it again with another --learning_rate first" in caplog.text
+    caplog.clear()
+    toy.run("--do_eval", "--student_model", toy / "teacher", "--output_dir", toy / "looked_at_2")
+    assert "no better than one answer" not in caplog.text
+
+
+def test_a_run_shorter_than_its_log_steps_reports_its_losses(
+    toy: Toy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    flags = ["--student_model", toy / "base", "--output_dir", toy / "brief", "--eval_step", "2"]
+    toy.run("--finetune", *flags, "--log_steps", "1000", epochs=0.4)
+    losses = [report["step"] for report in toy.metrics("brief") if "loss" in report]
+    scores = [report["step"] for report in toy.metrics("brief") if "eval_acc" in report]
+    assert losses == scores and losses[:2] == [2, 4]
+    parameters = sum(tensor.numel() for tensor in weights_of(toy / "brief").values())
+    size = 16 * parameters / 2**20  # weights, gradients and two moments of four bytes
+    assert re.search(rf"fine-tuning: [\d.]+ M parameters learn in {losses[-1]} steps", caplog.text)
+    assert f"moments take about {size:,.0f} MiB on cpu" in caplog.text
+
+
 def test_without_a_usable_score_the_last_model_is_the_result(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

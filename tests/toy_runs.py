@@ -108,7 +108,7 @@ class ForkedRun:
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(port),
                 }
-            loop.save_curves = lambda *paths: False  # a second, and nothing to resume
+            loop.save_curves = lambda *paths, **marks: False  # a second, and nothing to resume
             class_report.draw_matrix = lambda *drawn: None
             if prepare is not None:
                 prepare()

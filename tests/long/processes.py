@@ -105,7 +105,7 @@ class Script:
             if self.redirect is not None:
                 self.redirect()
             sys.argv = [str(ROOT / self.name), *self.words]
-            loop.save_curves = lambda *paths: False  # a second, and nothing to look at
+            loop.save_curves = lambda *paths, **marks: False  # a second, and nothing to look at
             runpy.run_path(str(ROOT / self.name), run_name="__main__")
         except SystemExit as end:
             code = end.code or 0

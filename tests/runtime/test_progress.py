@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
+import pty
 import signal
+import struct
+import termios
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from tqdm import tqdm
 
-from transformer.runtime.metrics_log import MetricsLog, read_metrics, save_curves, sum_by_kind
+from transformer.runtime.metrics_log import (
+    MetricsLog,
+    draw_curves,
+    known_rate,
+    panels_of,
+    read_metrics,
+    save_curves,
+    shown_terms,
+    sum_by_kind,
+)
 from transformer.runtime.progress import Progress, Speed, format_seconds, format_value
 
 
@@ -95,19 +109,86 @@ def test_metrics_are_cut_back_to_the_resumed_step(tmp_path):
     assert path.read_bytes() == b"", "a file that is shorter than expected is not filled up"
 
 
+CURVES = [
+    {"step": 0, "eval_acc": 0.5},
+    {"step": 1, "loss": 2.0, "attention/1": 1.0, "attention/2": 0.5, "learning_rate": 0.1},
+    {"step": 2, "loss": 1.0, "attention/1": 0.5, "attention/2": 0.2, "learning_rate": 0.0},
+    {"step": 2, "eval_acc": 0.75, "eval_acc-mm": 0.7, "eval_loss": 1.2},
+]
+
+
 def test_curves_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     metrics = tmp_path / "metrics.jsonl"
-    lines = [
-        {"step": 1, "loss": 2.0, "attention/1": 1.0, "hidden/1": 0.5, "learning_rate": 0.1},
-        {"step": 2, "loss": 1.0, "attention/1": 0.5, "hidden/1": 0.2, "learning_rate": 0.0},
-        {"step": 2, "eval_loss": 1.2},
-    ]
-    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in CURVES))
     assert save_curves(metrics, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     metrics.write_text("")
     assert not save_curves(metrics, tmp_path / "none.png")
+
+
+def test_curves_have_a_title_the_step_that_is_kept_and_the_teachers_line():
+    pytest.importorskip("matplotlib")
+    figure = draw_curves(CURVES, "joint of SST-2, out", 2, {"eval_acc": 0.9})
+    assert figure.get_suptitle() == "joint of SST-2, out"
+    lines = {
+        axis.get_title(): {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+        for axis in figure.axes
+    }
+    assert lines["held out: acc"] == {
+        "eval_acc": [0.5, 0.75],
+        "teacher 0.9000": [0.9, 0.9],
+        "eval_acc-mm": [0.7],
+        "kept: step 2": [0, 1],  # from the lower edge to the upper
+    }
+    assert list(lines["held out: loss"]) == ["eval_loss", "kept: step 2"]
+    assert lines["attention"] == {"attention/1": [1.0, 0.5], "attention/2": [0.5, 0.2]}
+    assert list(lines["loss"]) == ["loss"]
+
+
+def test_a_term_that_is_the_whole_loss_is_drawn_and_said_once():
+    records = [{"step": step, "loss": 1 / step, "prediction": 1 / step} for step in (1, 2)]
+    assert panels_of(records) == {"loss": ["loss"]}
+    assert shown_terms({"loss": 2.0, "prediction": 2.0}) == {"loss": 2.0}
+    assert shown_terms({"loss": 2.0, "prediction": 1.0}) == {"loss": 2.0, "prediction": 1.0}
+    both = {"loss": 2.0, "hidden": 2.0, "attention": 0.0}
+    assert shown_terms(both) == both
+
+
+def read_all(terminal: int) -> str:
+    """Return what was written to a terminal whose other end is closed."""
+    content = b""
+    with open(terminal, "rb", buffering=0) as file, suppress(OSError):
+        while chunk := file.read(4096):
+            content += chunk
+    return content.decode()
+
+
+TERMS = {"loss": 1.23456, "attention": 0.51234, "hidden": 0.41234, "embedding": 0.031234}
+RATES = {"lr": 5e-5, "seq/s": 123.45, "tok/s": 1234.5}
+
+
+@pytest.mark.parametrize(
+    ("columns", "description", "shown"),
+    [
+        (200, "general", "general:  10%|"),
+        (200, "general", "loss 1.235 | attention 0.5123 | hidden 0.4123 | embedding 0.03123 | lr"),
+        (80, "intermediate distillation", "intermediate  10%|"),
+        (80, "intermediate distillation", "<?, loss 1.23 att 0.512 hid 0.412 emb 0.0312"),
+        (72, "intermediate distillation", "<?, loss 1.2 att 0.51 hid 0.41 emb 0.031"),
+        (40, "general", "loss 1.2"),
+    ],
+)
+def test_a_narrow_bar_shortens_the_losses(columns, description, shown, monkeypatch):
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("4H", 25, columns, 0, 0))
+    with open(its, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        with Progress(20000, description=description, initial=2000, log_every=0) as progress:
+            progress.report(**TERMS, **RATES)
+    last = [line for line in read_all(ours).splitlines() if line.strip()][-1]
+    assert shown in last
+    assert len(last.rstrip()) <= columns
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
@@ -133,3 +214,12 @@ def test_a_killed_process_leaves_the_lock_of_others_alone():
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(lock.acquire, timeout=5).result()
         pool.submit(lock.release).result()
+
+
+def test_the_last_rate_is_known(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert known_rate(path) is None
+    path.write_text('{"step": 1, "sequences_per_second": 9.0}\n{"step": 1, "eval_acc": 1.0}\n')
+    assert known_rate(path) == 9.0
+    path.write_text('{"step": 1, "sequences_per_sec')
+    assert known_rate(path) is None

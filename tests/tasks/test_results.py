@@ -157,10 +157,13 @@ def test_chance_is_the_best_constant_answer(caplog: pytest.LogCaptureFixture) ->
     labels = np.array([0, 0, 0, 1])
     sst, cola = TASKS["sst2"], TASKS["cola"]
     assert (chance_score(sst, labels), chance_score(cola, labels)) == (0.75, 0.0)
-    assert warn_of_chance(sst, 0.75, labels, "the teacher")
-    assert "no better than one answer for all" in caplog.text
-    assert not warn_of_chance(sst, 0.8, labels, "the teacher")
-    assert warn_of_chance(cola, math.nan, labels, "the teacher")
+    assert math.isnan(chance_score(sst, labels[:1]))
+    assert warn_of_chance(sst, 0.75, 0.75, "the teacher", "Look at the labels")
+    assert "no better than one answer for all (0.7500)" in caplog.text
+    assert "Look at the labels" in caplog.text
+    assert not warn_of_chance(sst, 0.8, 0.75, "the teacher", "")
+    assert warn_of_chance(cola, math.nan, 0.0, "the teacher", "")
+    assert not warn_of_chance(sst, 0.0, math.nan, "the teacher", "")
 
 
 @pytest.fixture

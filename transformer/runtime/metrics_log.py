@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ def sum_by_kind(terms: Mapping[str, float]) -> dict[str, float]:
     for name, value in terms.items():
         kind = name.partition("/")[0]
         kinds[kind] = kinds.get(kind, 0.0) + value
+    return kinds
+
+
+def shown_terms(terms: Mapping[str, float]) -> dict[str, float]:
+    """Return the terms for people: by kind, and without a lone one that is the whole loss.
+
+    >>> shown_terms({"loss": 3.0, "prediction": 3.0})
+    {'loss': 3.0}
+    """
+    kinds = sum_by_kind(terms)
+    if len(kinds) == 2 and len(set(kinds.values())) == 1:
+        return dict([next(iter(kinds.items()))])
     return kinds
 
 
@@ -88,52 +101,108 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def known_rate(path: Path) -> float | None:
+    """Return the sequences a second that metrics.jsonl reports last, None if it tells none."""
+    if not path.is_file():
+        return None
+    with suppress(ValueError):  # of a line that was cut off
+        rates = [record.get("sequences_per_second") for record in read_metrics(path)]
+        return next((rate for rate in reversed(rates) if rate), None)
+    return None
+
+
 # Fields of a report that are no curve.
 NOT_DRAWN = {"step", "epoch", *TIMING_FIELDS}
 
+HELD_OUT = "eval_"
 
-def panels_of(records: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+
+def panels_of(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return the panels of the curves, by title, with the fields that are drawn in each.
 
-    Terms of one kind share a panel, whatever kinds there are; what was measured on held-out data
-    has one of its own.
+    Terms of one kind share a panel, whatever kinds there are, and so do the scores of several dev
+    sets. A term that is the whole loss is not drawn again.
     """
     panels: dict[str, list[str]] = {}
+    drawn: list[list[tuple[int, float]]] = []
     for name in dict.fromkeys(name for record in records for name in record):
-        if name not in NOT_DRAWN:
-            kind = "held out" if name.startswith("eval_") else name.partition("/")[0]
-            panels.setdefault(kind.replace("_", " "), []).append(name)
+        points = points_of(records, name)
+        if name in NOT_DRAWN or points in drawn:
+            continue
+        drawn.append(points)
+        kind = name.removeprefix(HELD_OUT).partition("/")[0].partition("-")[0]
+        where = "held out: " if name.startswith(HELD_OUT) else ""
+        panels.setdefault(where + kind.replace("_", " "), []).append(name)
     return panels
 
 
-def save_curves(metrics_path: Path, image_path: Path) -> bool:
+def points_of(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """Return (step, value) of a field wherever it was reported."""
+    return [(record["step"], record[name]) for record in records if name in record]
+
+
+def save_curves(
+    metrics_path: Path,
+    image_path: Path,
+    *,
+    title: str = "",
+    best_step: int | None = None,
+    teacher: Mapping[str, float] | None = None,
+) -> bool:
     """Draw metrics.jsonl as training_curves.png: one panel a kind of term, one line a field.
 
     Returns False, with a word in the log, where matplotlib is missing or there is nothing to draw.
+
+    Args:
+        title: over all panels.
+        best_step: marked in what was measured on held-out data; None where no step was chosen.
+        teacher: scores of the teacher, under the names that the student's have in the file.
     """
     records = [record for record in read_metrics(metrics_path) if "step" in record]
-    panels = panels_of(records)
     try:
         import matplotlib
     except ImportError:
         logger.warning("no training curves: matplotlib is not installed")
         return False
-    if not panels:
+    if not panels_of(records):
         return False
     matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5 * min(len(panels), 3), 3.2 * -(-len(panels) // 3)))
-    axes = list(figure.subplots(-(-len(panels) // 3), min(len(panels), 3), squeeze=False).flat)
-    for axis, (title, held) in zip(axes, panels.items(), strict=False):
-        for name in held:
-            points = [(record["step"], record[name]) for record in records if name in record]
-            axis.plot(*zip(*points, strict=True), label=name, linewidth=1, marker=".", markersize=2)
-        axis.set(title=title, xlabel="step")
-        axis.legend(fontsize=6)
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    figure.tight_layout()
+    figure = draw_curves(records, title, best_step, teacher or {})
     with atomic_write(image_path, "wb") as file:
         figure.savefig(file, format="png", dpi=110)
     return True
+
+
+def draw_curves(
+    records: Sequence[Mapping[str, Any]],
+    title: str,
+    best_step: int | None,
+    teacher: Mapping[str, float],
+) -> Any:
+    """Return the matplotlib figure of `save_curves`."""
+    from matplotlib.figure import Figure
+
+    panels = panels_of(records)
+    columns, rows = min(len(panels), 3), -(-len(panels) // 3)
+    figure = Figure(figsize=(5 * columns, 3.2 * rows + 0.4))
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, (kind, names) in zip(axes, panels.items(), strict=False):
+        for name in names:
+            points = points_of(records, name)
+            size = 2 if len(points) > 1 else 5  # of a short run, there may be one
+            line = axis.plot(
+                *zip(*points, strict=True), label=name, linewidth=1, marker=".", markersize=size
+            )[0]
+            if name in teacher:
+                level = {"label": f"teacher {teacher[name]:.4f}", "color": line.get_color()}
+                axis.axhline(teacher[name], linestyle="--", linewidth=1, **level)
+        if best_step is not None and names[0].startswith(HELD_OUT):
+            label = f"kept: step {best_step}"
+            axis.axvline(best_step, color="grey", linestyle=":", linewidth=1, label=label)
+        axis.set(title=kind, xlabel="step")
+        axis.legend(fontsize=6)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure

@@ -89,6 +89,43 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
+# A terminal of fewer columns gets a shorter bar, so that the loss and its terms are seen.
+WIDE_COLUMNS = 120
+
+NARROW_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} <{remaining}{postfix}"
+
+SHORT_NAMES = {
+    "attention": "att",
+    "hidden": "hid",
+    "embedding": "emb",
+    "prediction": "pred",
+    "prediction_gold": "gold",
+}
+
+
+def fit(fields: Mapping[str, Any], columns: int, text: str) -> str:
+    """Return `text`, what is said of `fields`, or so much of it as so many columns hold.
+
+    Names and digits are shortened first, then fields are left out from the end, but the first.
+
+    >>> fit({"loss": 1.2345, "hidden": 0.5678}, 20, "loss 1.234 | hidden 0.5678")
+    'loss 1.23 hid 0.568'
+    """
+    if len(text) <= columns:
+        return text
+    brief = ""
+    for count in range(len(fields), 0, -1):
+        for digits in (3, 2):
+            brief = " ".join(
+                f"{SHORT_NAMES.get(name, name)} "
+                + (f"{value:.{digits}g}" if isinstance(value, float) else str(value))
+                for name, value in list(fields.items())[:count]
+            )
+            if len(brief) <= columns:
+                return brief
+    return brief
+
+
 def _is_terminal(stream: IO[str] | None) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
 
@@ -143,7 +180,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(count)
             if fields:
-                self._bar.set_postfix_str(self._join(fields), refresh=False)
+                self._show(fields, refresh=False)
             return
         if self.enabled and self._is_due(before):
             self.report(**fields)
@@ -151,7 +188,7 @@ class Progress:
     def report(self, **fields: Any) -> None:
         """Show `fields` now."""
         if self._bar is not None:
-            self._bar.set_postfix_str(self._join(fields))
+            self._show(fields, refresh=True)
         elif self.enabled:
             self.last_line = time.monotonic()
             logger.info("%s", self._line(fields))
@@ -188,6 +225,21 @@ class Progress:
         if self.log_every is not None:
             return before // self.log_every != self.done // self.log_every
         return silence >= SECONDS_BETWEEN_LINES
+
+    def _show(self, fields: Mapping[str, Any], *, refresh: bool) -> None:
+        """Put `fields` behind the bar; on a narrow terminal both are made shorter."""
+        shape = self._bar.format_dict  # which asks the terminal for its width
+        columns = shape["ncols"]
+        text = self._join(fields)
+        if columns:
+            narrow = columns < WIDE_COLUMNS and self.total
+            self._bar.bar_format = NARROW_BAR if narrow else None
+            self._bar.desc = self.description.split()[0] if narrow else f"{self.description}: "
+            changed = {"bar_format": self._bar.bar_format, "prefix": self._bar.desc}
+            bare = tqdm.format_meter(**{**shape, **changed, "ncols": None, "postfix": None})
+            # Without a width a bar is ten wide; it may shrink to one. ", " comes before the text.
+            text = fit(fields, columns - len(bare) + 9 - len(", "), text)
+        self._bar.set_postfix_str(text, refresh=refresh)
 
     @staticmethod
     def _join(fields: Mapping[str, Any]) -> str:

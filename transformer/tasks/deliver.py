@@ -37,15 +37,18 @@ from transformer.tasks.job import (
     token_cache,
     with_known_labels,
 )
-from transformer.tasks.metrics import Results
+from transformer.tasks.metrics import Results, chance_score
 from transformer.tasks.onnx_export import GraphModel, export_onnx, make_graph, quantize
 from transformer.tasks.options import stage_of, trains, with_defaults
 from transformer.tasks.results import (
+    MODEL_AT_CHANCE,
+    TEACHER_AT_CHANCE,
     Answers,
     DevSet,
     evaluate,
     evaluate_with_answers,
     results_table,
+    warn_of_chance,
     write_dev_results,
 )
 from transformer.tasks.table import Source, Task
@@ -144,6 +147,13 @@ def _report(
     write_dev_results(args.output_dir, dev_sets, scores["student"], facts)
     rows = {str(delivery.checkpoint): scores["student"]} | ({"teacher": theirs} if theirs else {})
     print(results_table(f"{task.name}, dev", rows), flush=True)
+    chance = chance_score(task, answers[1])
+    if not trains(args):  # else it was said when the training ended
+        score = scores["student"][task.best_metric]
+        warn_of_chance(task, score, chance, f"the model {delivery.checkpoint}", MODEL_AT_CHANCE)
+    if theirs:
+        score = theirs[task.best_metric]
+        warn_of_chance(task, score, chance, "the teacher", TEACHER_AT_CHANCE)
     write_report(args.output_dir, task.kind.class_report(task, *answers))
     show_report(args.output_dir, f"{task.name}, dev")
 

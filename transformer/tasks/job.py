@@ -41,7 +41,7 @@ from transformer.tasks.classifiers import (
 )
 from transformer.tasks.files import RowReader, find_file, require_file, with_labels
 from transformer.tasks.given_answers import named_labels, read_logits
-from transformer.tasks.metrics import Results, compute_metrics
+from transformer.tasks.metrics import Results, chance_score, compute_metrics
 from transformer.tasks.options import (
     asks_teacher,
     given_answers,
@@ -52,7 +52,12 @@ from transformer.tasks.options import (
     with_defaults,
     with_eval_step,
 )
-from transformer.tasks.results import DevSet, evaluate_with_answers, warn_of_chance
+from transformer.tasks.results import (
+    TEACHER_AT_CHANCE,
+    DevSet,
+    evaluate_with_answers,
+    warn_of_chance,
+)
 from transformer.tasks.run import Job
 from transformer.tasks.table import Source, Task, transfer_source
 from transformer.tasks.token_cache import TokenCache
@@ -346,7 +351,8 @@ def inspect_teacher(
     results, logits, labels = evaluate_with_answers(teacher, task, dev_sets, batch_size, runtime)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in results.items())
     logger.info("the teacher on %s, dev: %s", task.name, shown)
-    warn_of_chance(task, results[task.best_metric], labels, "the teacher")
+    chance = chance_score(task, labels)
+    warn_of_chance(task, results[task.best_metric], chance, "the teacher", TEACHER_AT_CHANCE)
     way_out = "say so by id2label in its config.json"
     _doubt_label_order(logits, labels, task, way_out)
     return results
@@ -388,5 +394,6 @@ def inspect_answers(logits: np.ndarray, task: Task, train_set: PackedDataset) ->
     results = compute_metrics(task, logits, labels)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in results.items())
     logger.info("the teacher's answers for %d labelled training rows: %s", len(labels), shown)
-    warn_of_chance(task, results[task.best_metric], labels, "the teacher")
+    chance = chance_score(task, labels)
+    warn_of_chance(task, results[task.best_metric], chance, "the teacher", TEACHER_AT_CHANCE)
     _doubt_label_order(logits, labels, task, "put the columns in the order of the task's labels")

@@ -298,7 +298,12 @@ def beats(results: Results, best: Results | None, metric: str) -> bool:
 
 
 def chance_score(task: Task, labels: np.ndarray) -> float:
-    """Return what the best constant answer scores in the task's best metric, on labels (N, ...)."""
+    """Return what the best constant answer scores in the task's best metric, on labels (N, ...).
+
+    NaN for a single row, which a constant may answer as well as anybody.
+    """
+    if len(labels) < 2:
+        return math.nan
     metric, higher_is_better = METRICS[task.best_metric]
     constants = task.kind.constant_logits(task, labels)
     scores = [metric(*task.kind.compare(task, logits, labels)) for logits in constants]

@@ -19,7 +19,7 @@ from transformer.checkpoint.model_card import write_model_card
 from transformer.files import atomic_write
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.class_report import FILES as REPORT_FILES
-from transformer.tasks.metrics import Results, beats, chance_score, is_better, score
+from transformer.tasks.metrics import Results, beats, is_better, score
 from transformer.tasks.table import Task
 from transformer.training.inference import predict_logits
 from transformer.training.packed import PackedDataset
@@ -60,19 +60,35 @@ def evaluate_with_answers(
     return results, *answers[0]
 
 
-def warn_of_chance(task: Task, score: float, labels: np.ndarray, whose: str) -> bool:
-    """Log a warning, and return True, if `score` is no better than a constant answer's."""
-    chance = chance_score(task, labels)
-    if is_better(score, chance, task.best_metric) or len(labels) < 2:
+# What to do about a model that is no better than chance: one that teaches, one that may have been
+# trained elsewhere, one that was trained just now.
+TEACHER_AT_CHANCE = (
+    "Is it fine-tuned (--finetune), and are its labels in the order that its config.json says?"
+)
+MODEL_AT_CHANCE = (
+    "If you trained it, train it again with another --learning_rate first, a lower one if its loss "
+    "jumped or never fell, a higher one if it still fell at the end. Else: was it fine-tuned for "
+    "this task, and are its labels in the order that its config.json says?"
+)
+TRAINED_AT_CHANCE = (
+    "Change --learning_rate first (it is {:g}): lower if the loss in training_curves.png jumps or "
+    "never falls, higher if it still falls at the end; then --num_train_epochs"
+)
+
+
+def warn_of_chance(task: Task, score: float, chance: float, whose: str, advice: str) -> bool:
+    """Log a warning, and return True, if `score` is no better than a constant answer's.
+
+    Args:
+        chance: from `chance_score`.
+        advice: what to look at or to change first.
+    """
+    if math.isnan(chance) or is_better(score, chance, task.best_metric):
         return False
     logger.warning(
-        "%s scores %.4f in %s, no better than one answer for all (%.4f): it knows nothing of %s. "
-        "Is it fine-tuned (--finetune), and are its labels in the order that its config.json says?",
-        whose,
-        score,
-        task.best_metric,
-        chance,
-        task.name,
+        "WARNING: %s scores %.4f in %s, no better than one answer for all (%.4f): it knows nothing "
+        "of %s. %s",
+        *(whose, score, task.best_metric, chance, task.name, advice),
     )
     return True
 

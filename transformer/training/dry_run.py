@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from transformer.runtime.metrics_log import read_metrics
+from transformer.runtime.metrics_log import known_rate
 from transformer.runtime.progress import format_seconds
 from transformer.runtime.ranks import Runtime
 from transformer.training.batches import Batch, LossCounts
@@ -159,23 +159,12 @@ def plan_lines(
         ("a step", f"{runtime.world_size} x {rows} sequences of up to {longest} tokens{cut}"),
         ("memory", f"about {taken.total / 2**20:,.0f} MiB on {runtime.device}: {shown}"),
     ]
-    rate = known_rate(args)
+    rate = known_rate(args.output_dir / "metrics.jsonl")
     if rate is not None:
         examples = steps * rows * runtime.world_size
         about = f"about {format_seconds(examples / rate)} at {rate:,.1f} sequences/s, the rate of"
         lines.append(("time", f"{about} the run in {args.output_dir}"))
     return lines
-
-
-def known_rate(args: argparse.Namespace) -> float | None:
-    """Return the sequences a second that an earlier run in the output directory reported last."""
-    path = args.output_dir / "metrics.jsonl"
-    if not path.is_file():
-        return None
-    with suppress(ValueError):  # of a line that was cut off
-        rates = [record.get("sequences_per_second") for record in read_metrics(path)]
-        return next((rate for rate in reversed(rates) if rate), None)
-    return None
 
 
 def print_plan(title: str, lines: list[tuple[str, str]]) -> None:

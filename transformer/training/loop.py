@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from transformer.optimization import BertAdam, parameter_groups
 from transformer.runtime.fingerprint import Fingerprint
-from transformer.runtime.metrics_log import MetricsLog, save_curves, sum_by_kind
-from transformer.runtime.progress import Progress, Speed, closing_summary
+from transformer.runtime.metrics_log import MetricsLog, known_rate, save_curves, shown_terms
+from transformer.runtime.progress import Progress, Speed, closing_summary, format_seconds
 from transformer.runtime.ranks import Runtime, seed_step
 from transformer.training.batches import Batch, LossCounts
 from transformer.training.meter import LossMeter, stop_if_not_finite
@@ -118,9 +118,11 @@ class TrainingObjective(Protocol):
     Terms are sums over the batch divided by `counts`, so that those of micro-batches add up.
 
     pad_to: the length of all batches; None: as long as their longest example.
+    teacher: frozen; None where its answers are there already or nothing is asked of it.
     """
 
     pad_to: int | None
+    teacher: nn.Module | None
 
     def __call__(
         self, student: nn.Module, batch: Batch, counts: LossCounts, runtime: Runtime
@@ -158,6 +160,7 @@ def training_steps(
         SystemExit: a signal asked to stop; everything that was due has been done.
     """
     total = plan.total_steps
+    logger.info("%s: %s", name, what_it_takes(objective, plan, state, args, runtime))
     student = distribute(state.student, runtime)
     progress = Progress(
         total, description=name, initial=state.step, enabled=runtime.is_main, log_every=0
@@ -172,8 +175,8 @@ def training_steps(
 
             # What is due now. A signal is obeyed once all ranks have heard of it.
             signum = stop.agreed()
-            reporting = is_due(state.step, args.log_steps, total)
             evaluating = is_due(state.step, args.eval_step, total)
+            reporting = evaluating or is_due(state.step, args.log_steps, total)
             saving = bool(signum) or is_due(state.step, args.save_steps, total)
 
             # Once in a while: read the losses. What comes of one that is not finite is not kept.
@@ -191,6 +194,37 @@ def training_steps(
                 raise SystemExit(128 + signum)
             if state.stopped:
                 return
+
+
+def what_it_takes(
+    objective: TrainingObjective,
+    plan: RunPlan,
+    state: RunState,
+    args: argparse.Namespace,
+    runtime: Runtime,
+) -> str:
+    """Say before the first step how much there is to do, and what is known of memory and time.
+
+    Activations are left out: to count them takes longer than a line of a log may (--dry_run does).
+    """
+    parameters = list(state.student.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    held = list(objective.teacher.parameters()) if objective.teacher is not None else []
+    # Each parameter that is trained has a gradient and two moments of Adam.
+    size = sum(p.numel() * p.element_size() for p in [*parameters, *held, *(3 * trained)])
+    longest = objective.pad_to or max(part.dataset.max_length for part in plan.plans)
+    steps = plan.total_steps - state.step
+    line = (
+        f"{sum(p.numel() for p in trained) / 1e6:.1f} M parameters learn in {steps:,} steps of "
+        f"{runtime.world_size} x {args.train_batch_size} sequences of up to {longest} tokens; "
+        f"weights, gradients and moments take about {size / 2**20:,.0f} MiB on {runtime.device}, "
+        "activations come on top (--dry_run counts them)"
+    )
+    rate = known_rate(args.output_dir / "metrics.jsonl")
+    if rate is None:
+        return line
+    left = steps * args.train_batch_size * runtime.world_size / rate
+    return f"{line}; about {format_seconds(left)} at {rate:,.1f} sequences/s, the rate so far"
 
 
 def _batches_left(
@@ -250,26 +284,35 @@ def report(
         step=state.step, epoch=round(epoch, 4), **terms, learning_rate=rate, **speeds
     )
     shown = {"lr": rate, "seq/s": speeds["sequences_per_second"]}
-    progress.report(**sum_by_kind(terms), **shown, **{"tok/s": speeds["tokens_per_second"]})
+    progress.report(**shown_terms(terms), **shown, **{"tok/s": speeds["tokens_per_second"]})
 
 
 def finish_run(
     state: RunState,
     runtime: Runtime,
     output_dir: Path,
-    title: str,
+    name: str,
     results: Sequence[tuple[str, str]],
     facts: Sequence[str] = (),
+    teacher: Mapping[str, float] | None = None,
 ) -> None:
     """Draw the curves, note that the run is done, and say what is where.
 
     Args:
+        name: what was done.
+        teacher: scores of the teacher, under their names in metrics.jsonl.
         results: (name in `output_dir`, what it is) of what this kind of run leaves.
     """
     state.metrics.close()
     if not runtime.is_main:
         return
-    save_curves(output_dir / "metrics.jsonl", output_dir / "training_curves.png")
+    save_curves(
+        output_dir / "metrics.jsonl",
+        output_dir / "training_curves.png",
+        title=f"{name}, {output_dir.resolve().name}",
+        best_step=None if state.best_score is None else state.best_step,
+        teacher=teacher,
+    )
     mark_finished(output_dir, state)
     written = [
         *results,
@@ -278,7 +321,7 @@ def finish_run(
         ("args.json", "what it was started with"),
     ]
     closing_summary(
-        title,
+        f"{name} is done",
         [(output_dir / name, what) for name, what in written],
         [f"{state.step} steps", *facts],
     )

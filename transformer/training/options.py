@@ -105,7 +105,12 @@ def _add_saving(parser: argparse.ArgumentParser, eval_step: int | None) -> None:
     group.add_argument(
         "--save_steps", type=int, default=500, help="steps between two states to resume from"
     )
-    group.add_argument("--log_steps", type=int, default=50, help="steps between two reports")
+    group.add_argument(
+        "--log_steps",
+        type=int,
+        default=50,
+        help="steps between two reports of the losses; every evaluation has one",
+    )
     group.add_argument(
         "--resume",
         action="store_true",
