@@ -175,7 +175,7 @@ RATES = {"lr": 5e-5, "seq/s": 123.45, "tok/s": 1234.5}
         (200, "general", "loss 1.235 | attention 0.5123 | hidden 0.4123 | embedding 0.03123 | lr"),
         (80, "intermediate distillation", "intermediate  10%|"),
         (80, "intermediate distillation", "<?, loss 1.23 att 0.512 hid 0.412 emb 0.0312"),
-        (72, "intermediate distillation", "<?, loss 1.2 att 0.51 hid 0.41 emb 0.031"),
+        (74, "intermediate distillation", "<?, loss 1.2 att 0.51 hid 0.41 emb 0.031"),
         (40, "general", "loss 1.2"),
     ],
 )
