@@ -110,7 +110,7 @@ def test_metrics_are_cut_back_to_the_resumed_step(tmp_path):
 
 
 CURVES = [
-    {"step": 0, "eval_acc": 0.5},
+    {"step": 0, "explained/0": 0.9, "eval_acc": 0.5},
     {"step": 1, "loss": 2.0, "attention/1": 1.0, "attention/2": 0.5, "learning_rate": 0.1},
     {"step": 2, "loss": 1.0, "attention/1": 0.5, "attention/2": 0.2, "learning_rate": 0.0},
     {"step": 2, "eval_acc": 0.75, "eval_acc-mm": 0.7, "eval_loss": 1.2},
@@ -144,6 +144,8 @@ def test_curves_have_a_title_the_step_that_is_kept_and_the_teachers_line():
     assert list(lines["held out: loss"]) == ["eval_loss", "kept: step 2"]
     assert lines["attention"] == {"attention/1": [1.0, 0.5], "attention/2": [0.5, 0.2]}
     assert list(lines["loss"]) == ["loss"]
+    trained = ["loss", "attention", "learning rate"]
+    assert list(lines) == [*trained, "held out: acc", "held out: loss"]
 
 
 def test_a_term_that_is_the_whole_loss_is_drawn_and_said_once():

@@ -121,13 +121,16 @@ def panels_of(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return the panels of the curves, by title, with the fields that are drawn in each.
 
     Terms of one kind share a panel, whatever kinds there are, and so do the scores of several dev
-    sets. A term that is the whole loss is not drawn again.
+    sets; those come last. A term that is the whole loss is not drawn again, and what is told of the
+    start alone is no curve.
     """
     panels: dict[str, list[str]] = {}
     drawn: list[list[tuple[int, float]]] = []
-    for name in dict.fromkeys(name for record in records for name in record):
+    names = dict.fromkeys(name for record in records for name in record)
+    for name in sorted(names, key=lambda name: name.startswith(HELD_OUT)):
         points = points_of(records, name)
-        if name in NOT_DRAWN or points in drawn:
+        is_of_start = not name.startswith(HELD_OUT) and not any(step for step, _ in points)
+        if name in NOT_DRAWN or is_of_start or points in drawn:
             continue
         drawn.append(points)
         kind = name.removeprefix(HELD_OUT).partition("/")[0].partition("-")[0]
