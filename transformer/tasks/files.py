@@ -249,13 +249,7 @@ class RowReader:
             sentence += f"; {self.other_part:,} are the {other} set (--dev_share)"
         if reasons:
             sentence += f"; left out: {reasons}"
-        if share > ERROR_SHARE and not allow_short:
-            raise UserError(
-                f"{self.path}: {sentence}. That is {share:.0%} of the rows; is this the right "
-                "file, and are these its columns? --allow_short goes on without them"
-            )
-        if share > WARN_SHARE:
-            logger.warning("WARNING: %s: %.1f%% of the rows are left out", self.path, 100 * share)
+        judge_left_out(self.path, sentence, share, "rows", allow_short)
         return sentence
 
     # ------------------------------------------------------------------------------ the dev share
@@ -530,6 +524,25 @@ class RowReader:
 def _say_once(level: int, message: str) -> None:
     """Log what every reader of a file finds: labels, rows and dev share are read one by one."""
     logger.log(level, "%s", message)
+
+
+def judge_left_out(path: Path, sentence: str, share: float, unit: str, allow_short: bool) -> None:
+    """Warn where more of a file is left out than a little, and stop where it is much.
+
+    Args:
+        sentence: what was used and what was left out.
+        share: of the file's rows, or whatever `unit` calls them, that was left out.
+
+    Raises:
+        UserError: the share is above `ERROR_SHARE`, and not `allow_short`.
+    """
+    if share > ERROR_SHARE and not allow_short:
+        raise UserError(
+            f"{path}: {sentence}. That is {share:.0%} of the {unit}; is this the right file, and "
+            "are these its columns? --allow_short goes on without them"
+        )
+    if share > WARN_SHARE:
+        logger.warning("WARNING: %s: %.1f%% of the %s are left out", path, 100 * share, unit)
 
 
 def _check_first_bytes(path: Path) -> None:

@@ -8,11 +8,12 @@ begins and ends; one that does not hold it, or a question without an answer, lea
 from __future__ import annotations
 
 import json
-import logging
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,21 +22,16 @@ import numpy as np
 from transformer.characters import kinds_of, token_spans
 from transformer.files import UserError, atomic_write
 from transformer.tasks.answers import NO_PLACE, answers_of
+from transformer.tasks.files import judge_left_out
 from transformer.tasks.split import text_hash
 from transformer.tasks.table import Source, Task
 from transformer.tokenization import BasicTokenizer, BertTokenizer
 from transformer.training.packed import PackedDataset, PackedWriter
 
-logger = logging.getLogger(__name__)
-
 CHUNK_QUESTIONS = 1024
 
 # Beside the longest question, a sequence has room for a context and special tokens of so many.
 CONTEXT_ROOM = 16
-
-# Below this share of a file's questions, what is left out is not worth a warning; above the other,
-# the file is hardly what it is taken for.
-SMALL_SHARE, LARGE_SHARE = 0.01, 0.2
 
 Spans = tuple[tuple[str, int], ...]  # answers, each with its place in the context
 
@@ -48,11 +44,6 @@ class Question(NamedTuple):
     context: str
     answers: Spans
     line: int = 0  # of a file of JSON lines
-
-    @property
-    def where(self) -> str:
-        """Say which question it is."""
-        return f"line {self.line}" if self.line else f"question {self.id}"
 
 
 class QuestionReader:
@@ -106,14 +97,9 @@ class QuestionReader:
         """Say what the last reading used and left out; UserError if that is too much."""
         count = sum(self.left_out.values())
         text = f"{self.questions - count:,} of {self.questions:,} questions used"
-        if not count:
-            return text
         reasons = ", ".join(f"{reason}: {held:,}" for reason, held in self.left_out.items())
-        text += f"; left out: {reasons}"
-        if count > LARGE_SHARE * self.questions and not allow_short:
-            raise UserError(f"{self.path}: {text}; --allow_short goes on all the same")
-        if count > SMALL_SHARE * self.questions:
-            logger.warning("WARNING: %s: %s", self.path, text)
+        text += f"; left out: {reasons}" if reasons else ""
+        judge_left_out(self.path, text, count / max(self.questions, 1), "questions", allow_short)
         return text
 
     # --------------------------------------------------------------------------- the two formats
@@ -299,8 +285,11 @@ def pack_questions(
 
 def _pieces_of(places: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:
     """Return the first and the last piece of the characters from `start` to `end`, if any."""
-    inside = [number for number, (first, stop) in enumerate(places) if first < end and stop > start]
-    return (inside[0], inside[-1]) if start >= 0 and inside else None
+    if start < 0:
+        return None
+    first = bisect_right(places, start, key=itemgetter(1))  # the first that ends behind its start
+    last = bisect_left(places, end, key=itemgetter(0)) - 1  # the last that begins before its end
+    return (first, last) if first <= last else None
 
 
 def _labels(answer: tuple[int, int] | None, first: int, count: int, head: int) -> tuple[int, int]:
