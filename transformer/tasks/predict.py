@@ -17,7 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from transformer.file_utils import cached_path, told_with
+from transformer.checkpoint.directory import Checkpoint
+from transformer.file_utils import model_path
 from transformer.files import UserError, atomic_write
 from transformer.runtime.output_dir import RunLock
 from transformer.runtime.progress import Progress
@@ -195,10 +196,8 @@ def predict(args: argparse.Namespace, runtime: Runtime) -> None:
     with ExitStack() as stack:
         if args.output is not None:
             runtime.on_main(lambda: _lock_output(args, stack))
-        with told_with("student_model"):
-            path = cached_path(args.student_model, args.cache_dir)
         model = open_text_model(
-            path,
+            Checkpoint(model_path("student_model", args)),
             max_seq_length=args.max_seq_length,
             batch_size=args.eval_batch_size,
             runtime=runtime,

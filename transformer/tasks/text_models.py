@@ -45,7 +45,7 @@ class TextModel:
     """A finished model with its tokenizer.
 
     Args:
-        path: a directory, a name on the model hub or an address.
+        path: a directory, a name on the model hub or an address; or a checkpoint that is open.
         max_seq_length: limit in tokens; None: the positions of the model.
         batch_size: sequences that are computed together.
 
@@ -58,14 +58,15 @@ class TextModel:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Checkpoint,
         *,
         max_seq_length: int | None = None,
         batch_size: int = 32,
         runtime: Runtime | None = None,
         cache_dir: str | Path | None = None,
     ):
-        checkpoint = Checkpoint(cached_path(path, cache_dir))
+        is_open = isinstance(path, Checkpoint)
+        checkpoint = path if is_open else Checkpoint(cached_path(path, cache_dir))
         self.runtime = runtime or Runtime(torch.device("cpu"))
         self.tokenizer = checkpoint.tokenizer
         model, _ = checkpoint.load(getattr(modeling, self.kind.head), require=self.kind.parts)
@@ -124,7 +125,7 @@ class Labels(NamedTuple):
 class TextClassifier(TextModel):
     """A classifier of one or several labels a text, or a regressor."""
 
-    def __init__(self, path: str | Path, **options: Any):
+    def __init__(self, path: str | Path | Checkpoint, **options: Any):
         super().__init__(path, **options)
         problem = self.model.config.problem_type
         self.is_regression = problem == REGRESSION.problem_type
@@ -235,7 +236,7 @@ class QuestionAnswerer(TextModel):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Checkpoint,
         *,
         null_threshold: float | None = None,
         task: Task = TASKS["squad"],
@@ -275,9 +276,9 @@ class QuestionAnswerer(TextModel):
 
 
 def open_text_model(
-    path: str | Path, *, null_threshold: float | None, task: Task, **options: Any
+    checkpoint: Checkpoint, *, null_threshold: float | None, task: Task, **options: Any
 ) -> TextModel:
-    """Return the model in `path` as what its weights say it is.
+    """Return a model as what its weights say it is.
 
     Args:
         null_threshold, task: of one that answers questions.
@@ -285,11 +286,10 @@ def open_text_model(
     Raises:
         UserError: as `TextModel`, or a threshold is given to a model of another kind.
     """
-    checkpoint = Checkpoint(cached_path(path, options.get("cache_dir")))
     if checkpoint.pipeline == "question-answering":
         questions = {"null_threshold": null_threshold, "task": task}
-        return QuestionAnswerer(checkpoint.path, **questions, **options)
+        return QuestionAnswerer(checkpoint, **questions, **options)
     if null_threshold is not None:
         raise UserError("--null_score_diff_threshold is for models that answer questions")
     is_tagger = checkpoint.pipeline == "token-classification"
-    return (EntityTagger if is_tagger else TextClassifier)(checkpoint.path, **options)
+    return (EntityTagger if is_tagger else TextClassifier)(checkpoint, **options)
