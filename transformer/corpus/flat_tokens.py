@@ -22,20 +22,20 @@ logger = logging.getLogger(__name__)
 
 CHECKED_TEXTS = 32  # of each block
 
-_distrusted: set[str] = set()  # fingerprints of tokenizers that it did not agree with
+_distrusted: set[BertTokenizer] = set()  # those that it did not agree with
 
 
 def encode_flat(tokenizer: BertTokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the ids of N texts one after another, (M,), and how many each has, (N,) int64."""
     compiled = _compiled(tokenizer)
-    if compiled is not None and tokenizer.fingerprint not in _distrusted:
+    if compiled is not None and tokenizer not in _distrusted:
         found = compiled.encode_batch(list(texts), add_special_tokens=False, parallel=False)
         ids, lengths = np.asarray(found.ids), np.asarray(found.lengths, np.int64)
         expected, _ = _encode(tokenizer, texts[:CHECKED_TEXTS])
         if np.array_equal(ids[: int(lengths[:CHECKED_TEXTS].sum())], expected):
             return ids, lengths
         logger.warning("WARNING: nanotoken gives other ids than this tokenizer; it is not used")
-        _distrusted.add(tokenizer.fingerprint)
+        _distrusted.add(tokenizer)
     return _encode(tokenizer, texts)
 
 
@@ -48,12 +48,12 @@ def _encode(tokenizer: BertTokenizer, texts: Sequence[str]) -> tuple[np.ndarray,
 @lru_cache(maxsize=1)
 def _compiled(tokenizer: BertTokenizer) -> Any:
     """Return the compiled tokenizer, None where there is none that does the same."""
-    content = tokenizer.as_json()
     try:
         from nanotoken import Tokenizer
     except ImportError:
         return None
+    content = tokenizer.as_json()
+    if content is None:
+        return None
     # A "[SEP]" in a text is text to ours: without added tokens there is no other reading.
-    return (
-        None if content is None else Tokenizer.from_json(json.dumps(content | {"added_tokens": []}))
-    )
+    return Tokenizer.from_json(json.dumps(content | {"added_tokens": []}))
