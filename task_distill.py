@@ -220,7 +220,7 @@ def evaluate_and_keep(run: Run, state: RunState, total_steps: int) -> None:
     results, answers = run.measure(state)
     state.metrics.write(step=state.step, **metric_fields(results))
     shown = "  ".join(f"{key} {value:.4f}" for key, value in shown_terms(results).items())
-    if answers is not None:
+    if answers is not None and "chance" not in state.facts:  # the labels stay the same
         state.facts["chance"] = chance_score(run.job.task, answers[1])
     logger.info("%s step %d of %d: dev %s", run.stage, state.step, total_steps, shown)
     run.compare_with_start(state, results)
