@@ -26,10 +26,10 @@ from transformer.tasks.job import (
 )
 from transformer.tasks.options import (
     asks_teacher,
-    learns_layers,
     learns_task,
-    needs_teacher,
+    padded_length,
     stage_of,
+    student_dropout,
 )
 from transformer.tasks.table import Task
 from transformer.training.batches import collate
@@ -62,7 +62,7 @@ def _plan(models: Models, train_set: PackedDataset, runtime: Runtime) -> list[tu
     args = models.args
     length = math.ceil(len(train_set) / (args.train_batch_size * runtime.world_size))
     steps = sum(steps_in_epochs([length], args.num_train_epochs)) * len(args.seed)
-    pad_to = args.max_seq_length if learns_layers(args) and args.loss_on_padding else None
+    pad_to = padded_length(args)
     by_length = np.argsort(train_set.lengths(np.arange(len(train_set))), kind="stable")
 
     def memory(rows: int, pieces: int) -> StepMemory:
@@ -83,8 +83,9 @@ def _build(
     """Return the student, what it learns, and what the device holds for that."""
     args, task = models.args, models.task
     student = new_classifier(models.student, task, **models.student_changes)
-    if args.student_dropout is not None or needs_teacher(args):
-        set_dropout(student, args.student_dropout or 0.0)
+    dropout = student_dropout(args)
+    if dropout is not None:
+        set_dropout(student, dropout)
     objective, held = Objective(models.comparisons), []
     if models.answers is not None or (asks_teacher(args) and stores_logits(args)):
         per_token = student.per_token

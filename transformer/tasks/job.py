@@ -49,6 +49,7 @@ from transformer.tasks.options import (
     learns_layers,
     learns_task,
     needs_teacher,
+    padded_length,
     with_defaults,
     with_eval_step,
 )
@@ -261,8 +262,7 @@ def _objective(
     if answers is not None:
         return Objective(comparisons, teacher_logits=torch.from_numpy(answers).to(runtime.device))
     if teacher is None or not stores_logits(args):
-        pad_to = args.max_seq_length if learns_layers(args) and args.loss_on_padding else None
-        objective = Objective(comparisons, teacher, pad_to=pad_to)
+        objective = Objective(comparisons, teacher, pad_to=padded_length(args))
         return with_variances(objective, train_set, args.eval_batch_size, runtime)
     logits = teacher_logits(teacher, train_set, directory, args.eval_batch_size, runtime)
     offsets = torch.from_numpy(train_set.offsets[:-1].copy()) if teacher.per_token else None

@@ -296,6 +296,18 @@ def learns_layers(args: argparse.Namespace) -> bool:
     return args.joint or not learns_task(args)
 
 
+def student_dropout(args: argparse.Namespace) -> float | None:
+    """Return the student's dropout in the training; None: what its config.json says."""
+    if args.student_dropout is None and needs_teacher(args):
+        return 0.0
+    return args.student_dropout
+
+
+def padded_length(args: argparse.Namespace) -> int | None:
+    """Return the length of all batches, where padding counts; None where it does not."""
+    return args.max_seq_length if learns_layers(args) and args.loss_on_padding else None
+
+
 def with_defaults(args: argparse.Namespace, task: Task) -> argparse.Namespace:
     """Return the flags with the table's values where the user gave none, and say which."""
     changes: dict[str, float] = {}

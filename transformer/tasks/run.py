@@ -26,8 +26,8 @@ from transformer.tasks.options import (
     given_answers,
     learner,
     learns_task,
-    needs_teacher,
     stage_of,
+    student_dropout,
 )
 from transformer.tasks.results import Answers, DevSet, evaluate_with_answers
 from transformer.tasks.table import TASK_FLAGS, Task
@@ -232,9 +232,7 @@ class Run:
             report = begin_from_teacher(
                 student, teacher, args.init_from_teacher, batches, self.runtime
             )
-        dropout = args.student_dropout
-        if dropout is None and needs_teacher(args):
-            dropout = 0.0
+        dropout = student_dropout(args)
         student = ready_to_train(student, job.objective, args, self.runtime, dropout=dropout)
         if not args.finetune:  # the authors' students drop out nothing before the classifier
             student.dropout.probability = 0.0
