@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import textwrap
-import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from transformer.augmentation.recombine import recombine
 from transformer.augmentation.tagged import TaggedRows
 from transformer.augmentation.words import Text
 from transformer.files import atomic_write
+from transformer.runtime.progress import columns_of
 from transformer.tasks.files import BLANK, Cells, RowReader
 
 # A block is what is batched, shared out to processes and resumed by. Its limits depend on the
@@ -194,15 +194,11 @@ def side_by_side(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
         columns = [_wrap(text) for text in (left, right)]
         for row in range(max(map(len, columns))):
             cells = [column[row] if row < len(column) else "" for column in columns]
-            yield f"{cells[0]}{' ' * (COLUMN_WIDTH + 2 - _width(cells[0]))}{cells[1]}".rstrip()
+            yield f"{cells[0]}{' ' * (COLUMN_WIDTH + 2 - columns_of(cells[0]))}{cells[1]}".rstrip()
         yield ""
 
 
 def _wrap(text: str) -> list[str]:
     # Chinese characters are two columns wide.
-    limit = COLUMN_WIDTH if _width(text) == len(text) else COLUMN_WIDTH // 2
+    limit = COLUMN_WIDTH if columns_of(text) == len(text) else COLUMN_WIDTH // 2
     return textwrap.wrap(text, limit) or [""]
-
-
-def _width(text: str) -> int:
-    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)

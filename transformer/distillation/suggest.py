@@ -37,7 +37,7 @@ from transformer.distillation.start import LEAST_TOKENS, text_lines
 from transformer.file_utils import cached_path, told_with
 from transformer.files import UserError, atomic_write, check_new_directory
 from transformer.modeling import TinyBertForPreTraining, TinyBertForSequenceClassification
-from transformer.runtime.progress import setup_logging
+from transformer.runtime.progress import setup_logging, table_lines
 from transformer.runtime.script import ScriptParser, file_path, model_name, run_script
 
 FRACTIONS = (1 / 8, 1 / 4, 1 / 3, 2 / 5, 1 / 2, 2 / 3, 3 / 4, 1)  # of the teacher's width
@@ -197,8 +197,7 @@ def table(teacher: BertConfig, kept: dict[int, dict[int, float]]) -> str:
         least = min(shares, key=shares.get)
         costs = (cost(student_config(teacher, width, depth), teacher) for depth in depths)
         lines.append([str(width), f"{mean(shares):.3f}", f"{shares[least]:.3f} ({least})", *costs])
-    sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, line, sizes)) for line in lines)
+    return "\n".join(table_lines(lines, names=0))
 
 
 def cost(student: BertConfig, teacher: BertConfig) -> str:

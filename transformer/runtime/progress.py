@@ -7,7 +7,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +88,33 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
     return str(value)
+
+
+def columns_of(text: str) -> int:
+    """Return the columns of a terminal that a text takes; Chinese characters take two."""
+    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
+
+
+def table_lines(rows: Sequence[Sequence[Any]], *, names: int = 1) -> list[str]:
+    """Return rows as aligned text, a line each.
+
+    Args:
+        names: so many columns begin at the left, the others end at the right.
+
+    >>> table_lines([["", "acc"], ["student", 0.5]])
+    ['         acc', 'student  0.5']
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(columns_of, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        blanks = [" " * (width - columns_of(cell)) for cell, width in zip(row, widths, strict=True)]
+        padded = [
+            cell + blank if place < names else blank + cell
+            for place, (cell, blank) in enumerate(zip(row, blanks, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return lines
 
 
 # A terminal of fewer columns gets a shorter bar, so that the loss and its terms are seen.

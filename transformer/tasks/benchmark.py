@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformer.checkpoint.weight_files import find_weights
 from transformer.costs import count_parameters, sentence_flops
 from transformer.files import UserError, atomic_write
+from transformer.runtime.progress import table_lines
 from transformer.tasks.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -366,11 +367,7 @@ def comparison_table(figures: Sequence[Figures]) -> str:
     if any(scores):
         for column, cell in zip(columns, [f"dev {first.metric}", *scores], strict=True):
             column.insert(1, cell)
-    widths = [max(map(len, column)) for column in columns]
-    lines = [
-        "  ".join([label.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip()
-        for label, *cells in zip(*columns, strict=True)
-    ]
+    lines = table_lines(list(zip(*columns, strict=True)))
     return "\n".join([*lines, *_remarks(figures)])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from transformer.files import UserError, atomic_write, read_json
+from transformer.runtime.progress import table_lines
 from transformer.tasks.metrics import Tags, entities, entity_scores
 
 logger = logging.getLogger(__name__)
@@ -119,13 +119,11 @@ def text_of(report: ClassReport, *, most: int | None = None) -> str:
     if most is not None and len(rows) > most:
         rows = sorted(rows, key=lambda row: (row.f1, -row.support))[:most]
         lines = [f"the worst {most} of {len(report.classes)} classes by F1"]
-    lines += _table(
-        ["class", "precision", "recall", "F1", "support"],
-        [
-            [row.name, f"{row.precision:.4f}", f"{row.recall:.4f}", f"{row.f1:.4f}", row.support]
-            for row in [*rows, *report.averages]
-        ],
-    )
+    table: list[list[Any]] = [["class", "precision", "recall", "F1", "support"]]
+    for row in [*rows, *report.averages]:
+        shares = [f"{value:.4f}" for value in (row.precision, row.recall, row.f1)]
+        table.append([row.name, *shares, row.support])
+    lines += table_lines(table)
     if report.matrix is not None:
         lines += ["", *_confusions(report)]
     return "\n".join(lines)
@@ -141,7 +139,7 @@ def _confusions(report: ClassReport) -> list[str]:
             [f"{number:>2} {name}", *row]
             for number, name, row in zip(numbers, names, matrix, strict=True)
         ]
-        return [title, *_table(["", *numbers], named)]
+        return [title, *table_lines([["", *numbers], *named])]
     pairs = [
         [names[true], names[answer], count, f"{count / sum(row):.1%}"]
         for true, row in enumerate(matrix)
@@ -152,28 +150,8 @@ def _confusions(report: ClassReport) -> list[str]:
     columns = ["true class", "answered", "times", "of the class"]
     return [
         f"the most frequent of {len(pairs)} confusions",
-        *_table(columns, pairs[:SHOWN], names=2),
+        *table_lines([columns, *pairs[:SHOWN]], names=2),
     ]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, names: int = 1) -> list[str]:
-    """Return lines of columns: the first `names` begin at the left, the others end at the right."""
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        blanks = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
-        padded = [
-            cell + blank if place < names else blank + cell
-            for place, (cell, blank) in enumerate(zip(row, blanks, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return lines
-
-
-def _width(text: str) -> int:
-    """Return the columns of a terminal that a text takes; Chinese characters take two."""
-    return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text)
 
 
 # --- as files ----------------------------------------------------------------------------------
