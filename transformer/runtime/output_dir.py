@@ -32,10 +32,12 @@ from transformer.files import (
     without_secrets,
     write_json,
 )
+from transformer.vocabulary import VOCABULARY_FILES
 
+# What makes a model, in the order in which it is copied: config.json last.
 MODEL_FILES = (
-    *("config.json", "model.safetensors", "pytorch_model.bin"),
-    *("special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+    *(*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json"),
+    *("pytorch_model.bin", "model.safetensors", "config.json"),
 )
 
 REPORT_FILES = (

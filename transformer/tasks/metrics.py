@@ -193,11 +193,8 @@ def best_score(metric: Callable[[str, str], float], answer: str, wanted: Sequenc
 
     As the official evaluation of SQuAD 2.0, gold answers of which nothing is left do not count.
     """
-    return max(metric(answer, each) for each in _with_words(wanted))
-
-
-def _with_words(wanted: Sequence[str]) -> Sequence[str]:
-    return [each for each in wanted if normalise_answer(each)] or [""]
+    with_words = [each for each in wanted if normalise_answer(each)]
+    return max(metric(answer, each) for each in with_words or [""])
 
 
 def _mean_answer_score(

@@ -17,13 +17,14 @@ from torch import nn
 
 from transformer.checkpoint.model_card import write_model_card
 from transformer.files import atomic_write
+from transformer.runtime.output_dir import MODEL_FILES
+from transformer.runtime.progress import table_lines
 from transformer.runtime.ranks import Runtime
 from transformer.tasks.class_report import FILES as REPORT_FILES
 from transformer.tasks.metrics import Results, beats, is_better, score
 from transformer.tasks.table import Task
 from transformer.training.inference import predict_logits
 from transformer.training.packed import PackedDataset
-from transformer.vocabulary import VOCABULARY_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -135,22 +136,7 @@ def results_table(title: str, rows: Mapping[str, Results]) -> str:
     for name, results in rows.items():
         cells = [f"{results[key]:.4f}" if key in results else "" for key in keys]
         lines.append([name, *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip()
-        for name, *cells in lines
-    )
-
-
-# What makes a model; the best seed's are copied to the output directory, config.json last.
-MODEL_FILES = (
-    *VOCABULARY_FILES,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "pytorch_model.bin",
-    "model.safetensors",
-    "config.json",
-)
+    return "\n".join(table_lines(lines))
 
 
 def seed_directory(output_dir: Path, seed: int) -> Path:
@@ -179,7 +165,10 @@ def summarise_seeds(results: Mapping[int, Results], metric: str) -> dict[str, An
 
 
 def keep_best_seed(output_dir: Path, seed: int) -> None:
-    """Copy the model of the best seed, and its report, to the output directory itself."""
+    """Copy the model of the best seed, and its report, to the output directory itself.
+
+    config.json, the last of its files, makes it a model.
+    """
     source = seed_directory(output_dir, seed)
     for name in (*REPORT_FILES, *MODEL_FILES):
         if not (source / name).is_file():

@@ -172,8 +172,8 @@ class PackedDataset:
         self.square_tokens: int = meta["square_tokens"]
         self.max_length: int = meta["max_length"]
         dtypes = {"ids": meta["ids_dtype"], "offsets": "int64", "first_length": "uint16"}
-        dtypes |= {"labels": "float32", "flags": "uint8", "tags": "int16", "sources": "int32"}
-        dtypes["places"] = "int32"
+        dtypes |= {"labels": "float32", "flags": "uint8", "tags": "int16"}
+        dtypes |= {"places": "int32", "sources": "int32"}
         self.tagged: int = meta.get("tagged", 0)  # tokens with a tag that is learnt
         maps = {name: _map(path / f"{name}.bin", dtypes[name]) for name in meta["columns"]}
         # Plain views: slicing a memmap object costs more than copying a row of it.
