@@ -21,6 +21,7 @@ from transformer.files import UserError
 from transformer.runtime.allocation import reuse_freed_memory
 from transformer.runtime.progress import setup_logging
 from transformer.runtime.script import seed_number
+from transformer.runtime.waiting import watch_crowding
 
 logger = logging.getLogger(__name__)
 
@@ -261,6 +262,7 @@ def setup_runtime(args: argparse.Namespace) -> Runtime:
         _make_deterministic()
     else:
         reuse_freed_memory()
+        watch_crowding()
     runtime = Runtime(device, resolve_precision(args, device), rank, local_rank, world_size)
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
