@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_learning_arguments(parser)
     add_distillation_arguments(parser)
     add_start_arguments(parser)
-    add_training_arguments(parser, epochs=None, eval_step=None)
+    add_training_arguments(parser, epochs=None, eval_step=None, schedule=None)
     add_runtime_arguments(parser, seed=False)
     seeds = "seed of order, dropout and new weights; of several, the best student is kept"
     parser.add_argument("--seed", type=seed_number, nargs="+", default=[42], help=seeds)

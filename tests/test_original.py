@@ -58,9 +58,7 @@ class Stage:
 
 STAGES = {
     "general": Stage(general_distill, None, ("--loss_on_padding",), layer_loss, warmup_linear),
-    "intermediate": Stage(
-        task_distill, "SST-2", ("--loss_on_padding", "--schedule=none"), layer_loss, constant
-    ),
+    "intermediate": Stage(task_distill, "SST-2", ("--loss_on_padding",), layer_loss, constant),
     "prediction": Stage(
         task_distill,
         "SST-2",
@@ -213,8 +211,8 @@ def test_twenty_steps_end_where_the_original_ends(distance, name):
     ("name", "flags"),
     [
         ("general", ()),
-        ("intermediate", ("--schedule=none",)),
-        ("intermediate", ("--loss_on_padding",)),
+        ("intermediate", ()),
+        ("intermediate", ("--loss_on_padding", "--schedule=warmup_linear")),
         ("prediction", ("--pred_distill",)),
         ("STS-B", ("--pred_distill",)),
     ],

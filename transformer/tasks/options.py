@@ -310,13 +310,16 @@ def padded_length(args: argparse.Namespace) -> int | None:
 
 def with_defaults(args: argparse.Namespace, task: Task) -> argparse.Namespace:
     """Return the flags with the table's values where the user gave none, and say which."""
-    changes: dict[str, float] = {}
+    changes: dict[str, object] = {}
     if args.max_seq_length is None:
         changes["max_seq_length"] = task.max_seq_length
     if args.num_train_epochs is None and trains(args):
         changes["num_train_epochs"] = PREDICTION_EPOCHS if learns_task(args) else task.epochs
+    if args.schedule is None and trains(args):
+        changes["schedule"] = "warmup_linear" if learns_task(args) else "none"
     for name, value in changes.items():
-        logger.info("--%s %g: the default for %s", name, value, task.name)
+        shown = f"{value:g}" if isinstance(value, float | int) else value
+        logger.info("--%s %s: the default for %s", name, shown, task.name)
     return argparse.Namespace(**{**vars(args), **changes})
 
 

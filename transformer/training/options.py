@@ -34,14 +34,18 @@ def add_training_arguments(
     epochs: float | None = 3.0,
     eval_batch_size: int = 32,
     eval_step: int | None = 50,
+    schedule: str | None = "warmup_linear",
 ) -> None:
     """Add the flags of optimization, saving and resuming; the keywords are their defaults."""
-    _add_optimization(parser, epochs, eval_batch_size)
+    _add_optimization(parser, epochs, eval_batch_size, schedule)
     _add_saving(parser, eval_step)
 
 
 def _add_optimization(
-    parser: argparse.ArgumentParser, epochs: float | None, eval_batch_size: int
+    parser: argparse.ArgumentParser,
+    epochs: float | None,
+    eval_batch_size: int,
+    schedule: str | None,
 ) -> None:
     add = parser.add_argument_group("optimization").add_argument
     add(
@@ -73,10 +77,10 @@ def _add_optimization(
     add(
         "--schedule",
         choices=list(SCHEDULES),
-        default="warmup_linear",
+        default=schedule,
         help="how the rate goes on: warmup_linear and warmup_cosine fall to 0, warmup_constant "
-        "stays at its peak, none is the peak from the first step on. The original's layer "
-        "distillation of a task has none",
+        "stays at its peak, none is the peak from the first step on. Default: none where "
+        "task_distill.py distils layers alone, as in the original; else warmup_linear",
     )
     add(
         "--bias_correction",
