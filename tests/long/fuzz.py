@@ -48,6 +48,9 @@ class Target(NamedTuple):
     runs: tuple[tuple[str, dict[str, Any]], ...]
 
 
+# The run that goes on has the flags of the one that was stopped: few steps are left of it.
+FEW_STEPS = {"num_train_epochs": 2}
+
 FINETUNE = {"finetune": True, "pred_distill": None, "teacher_model": None}
 PREDICT = {
     **{"predict": "{file}", "output": "labelled", "student_model": "teacher"},
@@ -93,9 +96,11 @@ TARGETS = (
     Target("teacher.tar.gz", ((CHECKPOINT, {"": "{file}"}),)),
     Target("pregenerated/epoch_0.json", ((GENERAL, {}),)),
     Target("pregenerated/epoch_0_metrics.json", ((GENERAL, {}),)),
-    Target("general/training_state.pt", ((GENERAL, {**RESUME, "output_dir": "general"}),)),
-    Target("general/metrics.jsonl", ((GENERAL, {**RESUME, "output_dir": "general"}),)),
-    Target("general/args.json", ((GENERAL, {**RESUME, "output_dir": "general"}),)),
+    Target(
+        "general/training_state.pt", ((GENERAL, {**RESUME, **FEW_STEPS, "output_dir": "general"}),)
+    ),
+    Target("general/metrics.jsonl", ((GENERAL, {**RESUME, **FEW_STEPS, "output_dir": "general"}),)),
+    Target("general/args.json", ((GENERAL, {**RESUME, **FEW_STEPS, "output_dir": "general"}),)),
     Target("distilled/training_state.pt", ((TASK, {**RESUME, "output_dir": "distilled"}),)),
     Target("distilled/eval_results.json", ((TASK, {**RESUME, "output_dir": "distilled"}),)),
     Target(
@@ -157,13 +162,14 @@ def _pack(teacher: Path, directory: Path) -> None:
 
 def _stop_runs(directory: Path, setting: Setting) -> None:
     """Leave a run of each script half-way."""
-    for script, name, file in (
-        (GENERAL, "general", "general/training_state.pt"),
-        (TASK, "distilled", "distilled/eval_results.json"),
-        (PREGENERATE, "corpus_run", "corpus_run/epoch_1.json"),
-        (AUGMENT, "augmented", "augmented.tsv.parts/plan.json"),
+    for script, name, file, flags in (
+        (GENERAL, "general", "general/training_state.pt", FEW_STEPS),
+        (TASK, "distilled", "distilled/eval_results.json", {}),
+        (PREGENERATE, "corpus_run", "corpus_run/epoch_1.json", {}),
+        (AUGMENT, "augmented", "augmented.tsv.parts/plan.json", {}),
     ):
-        ended = stopped_run(script, {**setting, "out": directory / name}, (directory / file).exists)
+        run = {**setting, "out": directory / name}
+        ended = stopped_run(script, run, (directory / file).exists, **flags)
         assert ended.code == 143, (name, ended)
 
 

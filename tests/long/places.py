@@ -93,9 +93,11 @@ def result_of(setting: Setting) -> dict[str, str]:
     return found
 
 
-def stopped_run(script: str, setting: Setting, is_far_enough: Callable[[], bool]) -> Ended:
+def stopped_run(
+    script: str, setting: Setting, is_far_enough: Callable[[], bool], **flags: object
+) -> Ended:
     """Run a script until it has got so far, then ask it to stop."""
-    script_run = start(script, setting)
+    script_run = start(script, setting, **flags)
     limit = time.monotonic() + 120
     while not is_far_enough() and time.monotonic() < limit:
         time.sleep(0.001)

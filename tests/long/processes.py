@@ -4,6 +4,7 @@ milliseconds. Each gets a directory, streams and a time limit, and is judged by 
 
 from __future__ import annotations
 
+import gc
 import os
 import runpy
 import signal
@@ -15,7 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # Here, so that no child spends seconds on it.
+import huggingface_hub.repocard_data  # noqa: F401
+import matplotlib.figure  # noqa: F401
+import scipy.stats  # noqa: F401
+import sklearn.metrics  # noqa: F401
 import torch._dynamo  # noqa: F401
+from matplotlib.backends import backend_agg  # noqa: F401
 
 import data_augmentation  # noqa: F401
 import general_distill  # noqa: F401
@@ -33,6 +39,10 @@ PATIENCE_SECONDS = 120.0
 
 # Done; a mistake; the machine's fault; interrupted; terminated.
 EXPECTED_CODES = (0, 2, 3, 130, 143)
+
+# What is imported stays as it is: a child that looked through it for garbage would copy it all.
+gc.collect()
+gc.freeze()
 
 
 @dataclass

@@ -150,10 +150,29 @@ for _ in range(1200):
     assert (process.returncode, err) == (130, "-c: error: interrupted\n")
 
 
-@pytest.mark.parametrize("script", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
+PROGRAMS = [*sorted(ROOT.glob("*.py")), ROOT / "transformer/checkpoint/__main__.py"]
+
+
+@pytest.mark.parametrize("script", PROGRAMS, ids=lambda path: path.stem)
 def test_scripts_listen_before_they_import(script: Path) -> None:
     imports = re.findall(r"^ *(?:import|from) (\S+)", script.read_text(encoding="utf-8"), re.M)
     assert imports[:2] == ["__future__", "transformer.runtime.interrupt"]
+
+
+def test_ctrl_c_at_the_command_that_shows_models_is_one_line() -> None:
+    program = f"""
+import os, runpy, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+class CtrlC:  # as soon as torch is asked for
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, CtrlC())
+runpy.run_module("transformer.checkpoint", run_name="__main__", alter_sys=True)
+"""
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (130, "transformer.checkpoint: error: interrupted\n")
 
 
 # --- what is shown -----------------------------------------------------------------------------

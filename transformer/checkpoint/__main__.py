@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import transformer.runtime.interrupt  # noqa: F401 - Ctrl-C during the imports below
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
+
+from transformer.runtime.program import program_name
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
     with suppress(OSError, AttributeError):
-        os.write(2, f"{Path(sys.argv[0]).name}: error: interrupted\n".encode())
+        os.write(2, f"{program_name()}: error: interrupted\n".encode())
     os._exit(128 + signum)
 
 

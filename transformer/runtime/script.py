@@ -29,6 +29,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from transformer.files import EnvironmentFault, UserError, without_secrets
+from transformer.runtime.program import program_name
 from transformer.runtime.progress import printable
 
 
@@ -260,12 +261,9 @@ def _tell(message: str) -> None:
     """Say in one line of stderr, if anybody listens, why the script ends."""
     rank = os.environ.get("RANK", "0")
     prefix = f"rank {rank}: " if rank != "0" else ""
-    program = Path(sys.argv[0])
-    # `python -m transformer.checkpoint` runs .../transformer/checkpoint/__main__.py
-    name = ".".join(program.parts[-3:-1]) if program.name == "__main__.py" else program.name
     line = printable(without_secrets(" ".join(message.split("\n"))))
     with suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"{name}: error: {prefix}{line}\n")
+        sys.stderr.write(f"{program_name()}: error: {prefix}{line}\n")
         sys.stderr.flush()
 
 
