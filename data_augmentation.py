@@ -49,7 +49,7 @@ from transformer.modeling import BertForMaskedLM
 from transformer.packed_linear import pack_linears
 from transformer.runtime.fingerprint import Fingerprint, fingerprint, sampled_digest
 from transformer.runtime.output_dir import RunLock, restarted
-from transformer.runtime.progress import Progress, printable
+from transformer.runtime.progress import Progress, printable, spent
 from transformer.runtime.ranks import Runtime, add_runtime_arguments, close_runtime, setup_runtime
 from transformer.runtime.script import ScriptParser, file_path, run_script
 from transformer.tasks.files import RowReader, require_file
@@ -410,7 +410,7 @@ def finish(args: argparse.Namespace, parts: Parts, plan: dict[str, Any], reader:
         print("\nSome of them, original and augmented:\n")
     pairs = side_by_side((original, variant) for _, original, variant in examples)
     print(printable("\n".join(pairs)))
-    logger.info("written: %s", args.output)
+    logger.info("written: %s; took %s", args.output, spent())
 
 
 def run(

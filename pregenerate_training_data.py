@@ -18,7 +18,6 @@ import argparse
 import logging
 import os
 import sys
-import time
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -40,7 +39,7 @@ from transformer.runtime.allocation import reuse_freed_memory
 from transformer.runtime.fingerprint import fingerprint
 from transformer.runtime.output_dir import run_directory
 from transformer.runtime.parallel import ordered_map
-from transformer.runtime.progress import Progress, closing_summary, format_seconds, setup_logging
+from transformer.runtime.progress import Progress, closing_summary, setup_logging
 from transformer.runtime.script import (
     ScriptParser,
     file_path,
@@ -156,7 +155,6 @@ def main(argv: list[str] | None = None) -> None:
     """Check everything, tokenise the corpus, write the epochs."""
     args = build_parser().parse_args(argv)
     setup_logging()
-    started = time.monotonic()
     check_args(args)
     with run_directory(args, ("train_corpus", "bert_model")) as directory:
         inputs = open_inputs(args)
@@ -171,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
             generate(args, run, inputs)
         if args.data_url:
             run.upload_epochs(args.data_url)
-    summarize(args, run, time.monotonic() - started)
+    summarize(args, run)
 
 
 def open_inputs(args: argparse.Namespace) -> Inputs:
@@ -330,7 +328,7 @@ def bring_to_disk(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def summarize(args: argparse.Namespace, run: PregenerationRun, seconds: float) -> None:
+def summarize(args: argparse.Namespace, run: PregenerationRun) -> None:
     """Say what was read and written."""
     store = StoreState(**run.state.store)
     split = store.counts.get("lines split", 0)
@@ -344,7 +342,7 @@ def summarize(args: argparse.Namespace, run: PregenerationRun, seconds: float) -
         f"{store.documents} documents, {store.sentences} sentences, {store.tokens} tokens",
         *(f"{count} {what}" for what, count in store.counts.items() if count),
         f"{sum(run.state.instances_of_epoch)} instances in {run.state.epoch} epochs",
-        f"{format_seconds(seconds)} with {args.num_workers} worker processes",
+        f"{args.num_workers} worker processes",
     ]
     written = [
         (run.epoch_path(epoch), f"{instances} instances")

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import pty
+import re
+import resource
 import signal
 import struct
 import termios
@@ -26,7 +28,13 @@ from transformer.runtime.metrics_log import (
     shown_terms,
     sum_by_kind,
 )
-from transformer.runtime.progress import Progress, Speed, format_seconds, format_value
+from transformer.runtime.progress import (
+    Progress,
+    Speed,
+    closing_summary,
+    format_seconds,
+    format_value,
+)
 
 
 def test_plain_lines_when_not_a_terminal(caplog):
@@ -225,3 +233,16 @@ def test_the_last_rate_is_known(tmp_path):
     assert known_rate(path) == 9.0
     path.write_text('{"step": 1, "sequences_per_sec')
     assert known_rate(path) is None
+
+
+def test_the_summary_says_what_the_run_took(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    held = bytearray(64 << 20)  # touched, so that it is resident
+    closing_summary(
+        "training is done", [(tmp_path, "all"), (tmp_path / "no", "nothing")], ["3 steps"]
+    )
+    title, steps, took, written = (record.getMessage() for record in caplog.records)
+    assert (title, steps, written) == ("training is done", "  3 steps", f"  {tmp_path}: all")
+    match = re.fullmatch(r"  took \d+:\d\d:\d\d, at most (\d+) MiB of memory", took)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    assert len(held) >> 20 < int(match[1]) <= peak + 1

@@ -32,6 +32,9 @@ SECONDS_BETWEEN_LINES = 15.0
 
 LONG_SILENCE_SECONDS = 60.0
 
+# Nearly the start of the process: scripts import this before anything that takes time.
+STARTED = time.monotonic()
+
 
 # What moves a cursor, colours or rings: control characters other than line ends and tabs, and those
 # that turn the direction of text.
@@ -309,10 +312,23 @@ class Speed:
         return dict(zip(TIMING_FIELDS, values, strict=True))
 
 
+def spent() -> str:
+    """Return what this process has taken so far, as "0:02:13, at most 765 MiB of memory".
+
+    Memory is what was resident, without worker processes and a GPU's.
+    """
+    import resource  # no such thing on Windows, whose users are told at the start
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    seconds = format_seconds(time.monotonic() - STARTED)
+    return f"{seconds}, at most {peak / (1 << 20):.0f} MiB of memory"
+
+
 def closing_summary(title: str, written: Iterable[tuple[Path, str]], facts: Iterable[str]) -> None:
-    """Say at the end what the run did and what was written where."""
+    """Say at the end what the run did, what it took and what was written where."""
     logger.info("%s", title)
-    for fact in facts:
+    for fact in (*facts, f"took {spent()}"):
         logger.info("  %s", fact)
     for path, what in written:
         if path.exists():
