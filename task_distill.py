@@ -22,6 +22,9 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     import transformer.runtime.interrupt  # noqa: F401 - Ctrl-C during the imports below
+    from transformer.tasks.columns import check_columns
+
+    check_columns()  # before torch is imported, which takes seconds
 
 import argparse
 import logging

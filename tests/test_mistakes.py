@@ -8,14 +8,17 @@ for any words. To add one, write the command and what the user should read.
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from safetensors.torch import load_file, save_file
-from script_runs import ARGUMENTS, Finished
+from script_runs import ARGUMENTS, ROOT, Finished
 
 from transformer.runtime.output_dir import RunLock
 
@@ -429,6 +432,37 @@ MISTAKES = [
         "--data_dir {task} would be overwritten by the run in --output_dir {task}; give "
         "another directory",
     ),
+    # --- columns: all of them at once, with the names that were probably meant
+    Mistake(
+        TASK,
+        {"task_name": "own", "text_columns": "sentense", "label_column": "lable"},
+        "{task}/train.tsv, {task}/dev.tsv: no column 'sentense' (--text_columns; did you mean "
+        "'sentence'?) and no column 'lable' (--label_column; did you mean 'label'?); the file has "
+        "'sentence', 'label'",
+    ),
+    Mistake(
+        TASK,
+        {"label_column": "9", "do_eval": True},
+        "{task}/dev.tsv: no column '9' (--label_column); the file has 'sentence', 'label'",
+    ),
+    Mistake(
+        TASK,
+        {"task_name": "ner", "train_file": "train.tsv", "text_columns": "word"},
+        "{task}/train.tsv, {task}/dev.tsv: --text_columns word: its columns have no names; give a "
+        "number (0 is the first, -1 the last)",
+    ),
+    Mistake(
+        AUGMENT,
+        {"task_name": "SST-2", "text_columns": "Sentenze", "label_column": "gold"},
+        "{task}/train.tsv: no column 'Sentenze' (--text_columns; did you mean 'sentence'?) and no "
+        "column 'gold' (--label_column); the file has 'sentence', 'label'",
+    ),
+    Mistake(  # which flag is meant is asked first
+        TASK,
+        {"task_name": "own", "text_column": "sentence", "label_column": "lable"},
+        "--text_column is no flag of this script; did you mean --text_columns? --help explains "
+        "all flags",
+    ),
     Mistake(
         TASK,
         {"student_model": "\x1b[31mred"},
@@ -443,6 +477,36 @@ def filled(changes: dict[str, Any], setting: dict[str, Path]) -> dict[str, Any]:
         name: value.format(**setting) if isinstance(value, str) else value
         for name, value in changes.items()
     }
+
+
+NO_TORCH = "raise SystemExit('torch was imported')"
+
+
+@pytest.mark.parametrize(
+    ("script", "changes", "told"),
+    [
+        (TASK, {"label_column": "lable"}, "did you mean 'label'?"),
+        (AUGMENT, {"label_column": "lable"}, "did you mean 'label'?"),
+        (TASK, {"predict": "{task}/dev.tsv", "text_columns": "texts"}, "no column 'texts'"),
+        (TASK, {"label_column": "label"}, "torch was imported"),
+    ],
+)
+def test_columns_are_looked_at_before_torch_is_imported(
+    script: str, changes: dict[str, Any], told: str, setting: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "torch.py").write_text(NO_TORCH)
+    arguments = map(str, ARGUMENTS[script](setting, **filled(changes, setting)))
+    end = subprocess.run(
+        [sys.executable, ROOT / script, *arguments],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "stub")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told in end.stderr
+    assert end.stderr.count("\n") == 1
+    assert end.returncode == (1 if "torch" in told else 2)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.script[:3]}-{'-'.join(m.changes)}")

@@ -316,6 +316,17 @@ def _told(error: BaseException) -> int | None:
     return None
 
 
+def stop_at_mistake(check: Callable[[], Any]) -> None:
+    """Call `check` before the imports of a script, and end the script at a mistake of the user's.
+
+    Unlike `run_script` it leaves signals to `transformer.runtime.interrupt`.
+    """
+    try:
+        check()
+    except UserError as error:
+        sys.exit(_told(error))
+
+
 def run_script(main: Callable[[], Any]) -> int:
     """Call `main` and return the exit code, as the head of this file lists them.
 

@@ -11,6 +11,7 @@ serves two purposes.
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import logging
@@ -23,7 +24,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -352,11 +352,13 @@ class RowReader:
                 for column, key in zip(columns, found, strict=True)
             ]
         flags = ["--text_columns"] * texts + ["--label_column"]
-        for column, key, flag in zip(columns, found, flags, strict=False):
-            if key is None:
-                raise UserError(
-                    f"{self.path}: no column {column!r} ({flag}); the file has {self._listed()}"
-                )
+        missing = [
+            f"no column {column!r} ({flag}{self._meant(column)})"
+            for column, key, flag in zip(columns, found, flags, strict=False)
+            if key is None
+        ]
+        if missing:
+            raise UserError(f"{self.path}: {' and '.join(missing)}; the file has {self._listed()}")
         for number, key in enumerate(found):
             if key in found[:number]:
                 raise UserError(
@@ -412,6 +414,13 @@ class RowReader:
                 f"{self.first_line[place]!r}, the {place + 1}. column, is taken as {column!r}",
             )
         return place
+
+    def _meant(self, column: str) -> str:
+        """Return a question after a column that the file has under a similar name, else ""."""
+        named = self.has_header or self.format == "json"
+        bare = {str(name).strip().casefold(): name for name in self.first_line if named}
+        close = difflib.get_close_matches(column.strip().casefold(), bare, n=1, cutoff=0.7)
+        return f"; did you mean {bare[close[0]]!r}?" if close else ""
 
     def _listed(self) -> str:
         """Return the columns for a message, shortened."""
@@ -520,10 +529,14 @@ class RowReader:
         return cells
 
 
-@cache
+_said: set[str] = set()
+
+
 def _say_once(level: int, message: str) -> None:
     """Log what every reader of a file finds: labels, rows and dev share are read one by one."""
-    logger.log(level, "%s", message)
+    if message not in _said and logger.isEnabledFor(level):
+        _said.add(message)
+        logger.log(level, "%s", message)
 
 
 def judge_left_out(path: Path, sentence: str, share: float, unit: str, allow_short: bool) -> None:

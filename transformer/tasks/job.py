@@ -50,6 +50,7 @@ from transformer.tasks.options import (
     learns_task,
     needs_teacher,
     padded_length,
+    training_file,
     with_defaults,
     with_eval_step,
 )
@@ -60,7 +61,7 @@ from transformer.tasks.results import (
     warn_of_chance,
 )
 from transformer.tasks.run import Job
-from transformer.tasks.table import Source, Task, transfer_source
+from transformer.tasks.table import Task
 from transformer.tasks.token_cache import TokenCache
 from transformer.tokenization import BertTokenizer
 from transformer.training.packed import PackedDataset
@@ -119,25 +120,6 @@ def open_dev_sets(data_dir: Path, task: Task, cache: TokenCache) -> list[DevSet]
         else:
             dev_sets.append(DevSet(source.name, cache.open(path, task, source)))
     return dev_sets
-
-
-class TrainingFile(NamedTuple):
-    """The file whose rows are learnt from: its path, how it is read, whether labels are read."""
-
-    path: Path
-    source: Source
-    labelled: bool = True
-
-
-def training_file(args: argparse.Namespace, task: Task) -> TrainingFile:
-    """Return the task's training file, or what --aug_train or --transfer_file put in its place."""
-    if args.transfer_file is not None:
-        source = transfer_source(args.transfer_file, task, header=not args.no_header)
-        return TrainingFile(args.transfer_file, source, labelled=False)
-    if args.aug_train:
-        augmented = find_file(args.data_dir, task.train, suffix="_aug")
-        return TrainingFile(augmented, replace(task.train, part=""))
-    return TrainingFile(find_file(args.data_dir, task.train), task.train)
 
 
 def open_training_set(args: argparse.Namespace, task: Task, cache: TokenCache) -> PackedDataset:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from transformer.distillation.start import check_start_arguments
 from transformer.files import UserError
 from transformer.tasks.class_weights import class_weights
 from transformer.tasks.files import find_file, require_file
-from transformer.tasks.table import Task, resolve_task
+from transformer.tasks.table import Source, Task, resolve_task, transfer_source
 from transformer.tasks.targets import PREDICTIONS, check_export, check_target, prediction_file
-from transformer.training.options import check_training_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,8 @@ def check_args(args: argparse.Namespace) -> Task:
     Raises:
         UserError: as it says.
     """
+    from transformer.training.options import check_training_arguments  # torch: not for columns.py
+
     for flag, value, what in (
         ("--task_name", args.task_name, "a task of GLUE, or your own with --text_columns"),
         ("--data_dir", args.data_dir, "the directory of the task's files"),
@@ -222,6 +224,8 @@ def _check_patience(args: argparse.Namespace) -> None:
 
 
 def _check_training(args: argparse.Namespace, task: Task) -> None:
+    from transformer.distillation.start import check_start_arguments  # torch: not for columns.py
+
     if args.teacher_model is None and asks_teacher(args):
         raise UserError(
             "--teacher_model is needed for distillation: a model fine-tuned on the task (make one "
@@ -269,6 +273,25 @@ def _check_transfer_file(args: argparse.Namespace, task: Task) -> None:
             f"--transfer_file {path}: a line of plain text is one text, but {task.name} has pairs; "
             f"give a .tsv, .csv or .jsonl with the columns {' and '.join(task.text)}"
         )
+
+
+class InputFile(NamedTuple):
+    """A file of the task: its path, None if it is not there; how it is read; with labels or not."""
+
+    path: Path | None
+    source: Source
+    labelled: bool = True
+
+
+def training_file(args: argparse.Namespace, task: Task) -> InputFile:
+    """Return the task's training file, or what --aug_train or --transfer_file put in its place."""
+    if args.transfer_file is not None:
+        source = transfer_source(args.transfer_file, task, header=not args.no_header)
+        return InputFile(args.transfer_file, source, labelled=False)
+    if args.aug_train:
+        augmented = find_file(args.data_dir, task.train, suffix="_aug")
+        return InputFile(augmented, replace(task.train, part=""))
+    return InputFile(find_file(args.data_dir, task.train), task.train)
 
 
 def needs_teacher(args: argparse.Namespace) -> bool:

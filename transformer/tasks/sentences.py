@@ -70,15 +70,7 @@ class SentenceReader:
         self._tabs = not self.is_json and self._has_tabs()
         self._places: dict[int, tuple[int, int]] = {}
         if not self.is_json:
-            for flag, column in (
-                ("--text_columns", self.word_column),
-                ("--label_column", self.tag_column),
-            ):
-                if not re.fullmatch(r"-?\d{1,3}", column):
-                    raise UserError(
-                        f"{flag} {column}: {path} has columns without names; give a number (0 is "
-                        "the first, -1 the last)"
-                    )
+            self._check_numbers()
 
     def __iter__(self) -> Iterator[Sentence]:
         self.sentences = self.words = self.marks = 0
@@ -93,6 +85,15 @@ class SentenceReader:
                 f"{self.path}: not UTF-8 text ({error.reason} at byte {error.start} of a block); "
                 "convert the file, or give --errors replace or --errors skip"
             ) from error
+
+    def _check_numbers(self) -> None:
+        named = (("--text_columns", self.word_column), ("--label_column", self.tag_column))
+        wrong = [f"{flag} {name}" for flag, name in named if not re.fullmatch(r"-?\d{1,3}", name)]
+        if wrong:
+            raise UserError(
+                f"{self.path}: {' and '.join(wrong)}: its columns have no names; give a number (0 "
+                "is the first, -1 the last)"
+            )
 
     @property
     def summary(self) -> str:
