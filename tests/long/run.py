@@ -10,8 +10,8 @@
 
 Counts by kind and exit code are printed, and each failure with the command and the place where it
 can be run again. The exit code is 1 after a traceback, a hang, an exit code or bytes that were not
-due. `fuzz --only NAME` takes the files whose name contains NAME. A case is a few hundred small files:
-with TMPDIR=/dev/shm the disk does not slow it down.
+due. `fuzz --only NAME` takes the files whose name contains NAME. A case is a few hundred small
+files: with TMPDIR=/dev/shm the disk does not slow it down.
 """
 
 from __future__ import annotations

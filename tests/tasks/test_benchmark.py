@@ -140,6 +140,30 @@ def test_models_take_turns_and_fast_ones_longer_turns(student, tiny_config, monk
     assert of_fast.sentences_per_second == pytest.approx(1000)
 
 
+@pytest.mark.parametrize(
+    ("slow_down", "turns"),
+    [
+        ([1.0], 5),  # known after the least number of turns
+        # Both models are slower by half in every other turn: the ratio is known, the speed is not.
+        # Each look at the staged clock takes a second, the first after five turns.
+        ([1.0, 1.0, 1.5, 1.5], 5 + 19),
+        # A slow turn at either end is outside the interval of eight turns, two are of eleven.
+        ([1.5] * 2 + [1.0] * 100, 8),
+        ([1.5] * 2 + [1.0] * 10 + [1.5] * 2 + [1.0] * 100, 11),
+    ],
+)
+def test_turns_end_when_the_medians_are_known(student, tiny_config, monkeypatch, slow_down, turns):
+    other = TinyBertForSequenceClassification(replace(tiny_config, id2label={0: "a"}))
+    clock = iter(range(1000))
+    passes = iter(2 * [1.0] + 500 * slow_down)  # the warm-up of both, then turn by turn
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(costs, "_take_turn", lambda *turn, **options: [0.01 * next(passes)])
+    effort = Effort(turns=5, seconds=10.0, precision=0.03)
+    subjects = [subject_of("teacher", other), subject_of("student", student)]
+    (speed, _) = costs._speeds(subjects, np.array([5]), 1, effort)
+    assert len(speed.turns) == turns
+
+
 def test_the_sample_has_the_lengths_of_the_task():
     lengths = np.random.default_rng(0).permutation(np.arange(1, 1001)).tolist()
     sample = costs._sample(lengths, 64)

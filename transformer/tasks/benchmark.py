@@ -38,9 +38,10 @@ NOISY_TURNS = 1.3
 class Effort:
     """How long each speed is measured."""
 
-    sentences: int = 64  # in one pass over the sample, at batch size 1 as at 32
+    sentences: int = 64  # in one pass over the task's sample, at batch size 1 as at 32
     turns: int = 5  # of each model, at least
-    seconds: float = 5.0  # for each model: more turns are taken until this much time is spent
+    seconds: float = 5.0  # for each model: until then more turns are taken ...
+    precision: float = 0.03  # ... as long as the medians are not known to this share
     turn_seconds: float = 0.2  # a turn is one pass, of a fast model as many as take this long
     warm_up_batches: int = 3
 
@@ -177,7 +178,7 @@ def measure(
     effort = effort or Effort()
     real = _sample(lengths, effort.sentences)
     positions = min(subject.model.config.max_position_embeddings for subject in subjects)
-    fixed = np.full(effort.sentences, min(FIXED_LENGTH, positions))
+    fixed = np.full(max(BATCH_SIZES), min(FIXED_LENGTH, positions))
     with _in_eval_mode([subject.model for subject in subjects]):
         at_fixed = _measure_lengths(subjects, fixed, fixed, effort)
         at_real = _measure_lengths(subjects, real, lengths, effort)
@@ -257,7 +258,9 @@ def _speeds(
     turns: list[list[Turn]] = [[] for _ in subjects]
     times: list[list[float]] = [[] for _ in subjects]
     started, seconds = time.perf_counter(), effort.seconds * len(subjects)
-    while len(turns[0]) < effort.turns or time.perf_counter() - started < seconds:
+    while len(turns[0]) < effort.turns or (
+        _uncertainty(turns) > effort.precision and time.perf_counter() - started < seconds
+    ):
         for number, subject in enumerate(subjects):
             taken = _take_turn(subject, batches[number], effort.turn_seconds)
             sentences = len(sample) * len(taken) / len(batches[number])
@@ -272,6 +275,20 @@ def _speeds(
         )
         for own, all_times in zip(turns, times, strict=True)
     ]
+
+
+def _uncertainty(turns: Sequence[Sequence[Turn]]) -> float:
+    """Return how well the medians over turns are known, the worst of all models.
+
+    It is the width of the 95% confidence interval between order statistics, as a share of the
+    median: of the first model's sentences a second, and of the ratios of the others to it.
+    """
+    rates = np.array([[turn.sentences_per_second for turn in own] for own in turns])
+    rates[1:] /= rates[0]
+    ordered, count = np.sort(rates, axis=1), rates.shape[1]
+    outside = int(max(count - 1.96 * count**0.5, 0) / 2)
+    width = ordered[:, count - 1 - outside] - ordered[:, outside]
+    return float((width / np.median(rates, axis=1)).max())
 
 
 def _percentiles(seconds: Sequence[float]) -> tuple[float, float]:
