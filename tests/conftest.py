@@ -7,6 +7,7 @@ import string
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,25 @@ def write_corpus(path: Path) -> Path:
         documents.append("\n".join(sentences))
     path.write_text("\n\n".join(documents) + "\n", encoding="utf-8", newline="\n")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_curves() -> Iterator[None]:
+    """Let trainings write a stand-in for training_curves.png: drawing takes longer than they do.
+
+    Runs in processes of their own draw it, and so do the tests of the drawing itself.
+    """
+    from transformer.training import loop
+
+    def stand_in(metrics_path: Path, image_path: Path, **marks: object) -> bool:
+        signature(save_curves).bind(metrics_path, image_path, **marks)
+        image_path.write_bytes(b"\x89PNG")
+        return True
+
+    save_curves = loop.save_curves
+    loop.save_curves = stand_in
+    yield
+    loop.save_curves = save_curves
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""The commands of README.md, as they stand there, run by bash on generated text and tiny models.
+"""The commands of README.md, as bash reads them there, on generated text and tiny models.
 
 bash tests/run.sh tests/test_chain.py
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from toy_runs import ForkedRun
 
 from transformer.checkpoint.directory import read_config
 from transformer.modeling import BertForPreTraining
@@ -25,11 +27,13 @@ CUES = {"1": ["good", "great", "large"], "0": ["bad", "dull", "small"]}
 # What makes the README's commands small: appended to each, and the last of two equal flags wins.
 TRAINING = "--max_seq_length 32 --train_batch_size 16 --learning_rate 1e-3 --log_steps 5"
 SMALL = {
-    "pregenerate_training_data.py": "--max_seq_len 32 --num_workers 2",
-    "general_distill.py": TRAINING,
-    "data_augmentation.py": "--N 2 --M 3 --p 0.2",
-    "task_distill.py": f"{TRAINING} --num_train_epochs 8",
+    "pregenerate_training_data": "--max_seq_len 32 --num_workers 2",
+    "general_distill": TRAINING,
+    "data_augmentation": "--N 2 --M 3 --p 0.2",
+    "task_distill": f"{TRAINING} --num_train_epochs 8",
+    "transformer.distillation.suggest": "--max_seq_length 32",
 }
+AUGMENTED = ["--num_train_epochs", "4"]  # passes over three times as many rows
 
 
 def write_task(task_dir: Path, rng: random.Random) -> None:
@@ -87,34 +91,41 @@ def chain_dir(tmp_path: Path, make_checkpoint: Callable[..., Path], corpus_file:
     for name, value in own_paths.items():
         script, found = re.subn(rf"^{name}=\S+", f"{name}='{value}'", script, flags=re.MULTILINE)
         assert found == 1, f"the README does not set {name}"
-    small = "\n".join(f"{name}) extra='{flags}' ;;" for name, flags in SMALL.items())
-    prelude = f"""
-    set -euo pipefail
-    python() {{
-        local script=$1 extra argument arguments=()
-        shift
+    for name, *arguments in calls_of(script, tmp_path):
+        name, *arguments = arguments if name == "-m" else [name, *arguments]
+        name = name.removesuffix(".py")
         # Measuring speed takes most of a minute, and has tests of its own.
-        for argument; do [ "$argument" = --benchmark ] || arguments+=("$argument"); done
-        if [ "$script" = -m ]; then
-            PYTHONPATH='{ROOT}' '{sys.executable}' -m "${{arguments[@]}}" --max_seq_length 32
-            return
-        fi
-        case $script in {small} esac
-        '{sys.executable}' '{ROOT}'/"$script" "${{arguments[@]}}" $extra
-    }}
-    """
-    run = subprocess.run(
-        ["bash"],
-        input=prelude + script,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    (tmp_path / "stdout.txt").write_text(run.stdout, encoding="utf-8")
-    assert run.returncode == 0, run.stderr[-3000:]
+        arguments = [argument for argument in arguments if argument != "--benchmark"]
+        run = ForkedRun(
+            [*arguments, *SMALL[name].split(), *(AUGMENTED if "--aug_train" in arguments else [])],
+            script=importlib.import_module(name),
+            log=tmp_path / "log.txt",
+            prepare=lambda: go_to(tmp_path),
+        )
+        assert run.wait() == [0], run.log.read_text()[-3000:]
     return tmp_path
+
+
+def calls_of(script: str, directory: Path) -> list[list[str]]:
+    """Let bash read the commands; return the words that each call of `python` gets."""
+    calls = directory / "calls"
+    prelude = """
+    set -euo pipefail
+    python() { printf '%s\\0' "$#" "$@" >> calls; }
+    """
+    done = subprocess.run(
+        ["bash"], input=prelude + script, cwd=directory, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    words = iter(calls.read_text().split("\0")[:-1])
+    return [[next(words) for _ in range(int(count))] for count in words]
+
+
+def go_to(directory: Path) -> None:
+    """Work in a directory, with stdout in a file there."""
+    os.chdir(directory)
+    file = os.open("stdout.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    sys.stdout = os.fdopen(file, "w", buffering=1, encoding="utf-8")
 
 
 def test_readme_chain_makes_a_student_that_solves_the_task(chain_dir: Path) -> None:
