@@ -59,7 +59,7 @@ from transformer.tasks.class_report import show_report, write_report
 from transformer.tasks.deliver import deliver
 from transformer.tasks.dry_run import dry_run
 from transformer.tasks.job import plan_job
-from transformer.tasks.metrics import chance_score
+from transformer.tasks.metrics import Results, chance_score
 from transformer.tasks.options import (
     add_learning_arguments,
     check_args,
@@ -70,6 +70,7 @@ from transformer.tasks.options import (
 from transformer.tasks.predict import check_predict, predict
 from transformer.tasks.results import (
     TRAINED_AT_CHANCE,
+    Answers,
     report_seeds,
     results_table,
     seed_directory,
@@ -227,8 +228,15 @@ def evaluate_and_keep(run: Run, state: RunState, total_steps: int) -> None:
         state.facts["chance"] = chance_score(run.job.task, answers[1])
     logger.info("%s step %d of %d: dev %s", run.stage, state.step, total_steps, shown)
     run.compare_with_start(state, results)
-    keep = run.choose(state, results, is_last=state.step == total_steps)
-    is_last = state.stopped or state.step == total_steps
+    keep_if_best(run, state, results, answers, is_last=state.step == total_steps)
+
+
+def keep_if_best(
+    run: Run, state: RunState, results: Results, answers: Answers | None, *, is_last: bool
+) -> None:
+    """Write the student as it is now if it is the best so far, or the last."""
+    keep = run.choose(state, results, is_last=is_last)
+    is_last = is_last or state.stopped
     if run.runtime.is_main and (keep or is_last):
         directory = run.args.output_dir if keep else run.args.output_dir / "last"
         publish(run, state, directory, results if keep else None)
@@ -271,7 +279,9 @@ def run_seed(run: Run, directory: RunDirectory) -> dict[str, float]:
 
     state = begin_state(student, args, runtime, plan.total_steps, saved, decides)
     if report is not None:
-        run.measure_start(state, report)
+        results, answers = run.measure_start(state, report)
+        if run.keeps_best:  # what no training improves is delivered as it was computed
+            keep_if_best(run, state, results, answers, is_last=False)
     for due in training_steps(objective, plan, state, args, runtime, name=run.stage):
         if due.evaluate:  # once in a while: the dev score, and the best student is kept
             evaluate_and_keep(run, state, plan.total_steps)
@@ -295,6 +305,14 @@ def report_result(run: Run, state: RunState) -> None:
         score, advice = results[task.best_metric], TRAINED_AT_CHANCE.format(run.args.learning_rate)
         warn_of_chance(task, score, state.facts["chance"], f"the {name}", advice)
     which = "the best" if run.keeps_best else "the last: layers have no dev score to choose by"
+    if not state.best_step:
+        which += ", before any training"
+        if run.args.learning_rate:
+            logger.warning(
+                "WARNING: no evaluation was better than the student before training, which is "
+                "kept; lower --learning_rate (it is %g)",
+                run.args.learning_rate,
+            )
     written = [
         ("model.safetensors", f"the {name} of step {state.best_step}, {which}"),
         ("README.md", "its model card: how good it is, how it was made"),

@@ -35,7 +35,6 @@ class Recipe:
     """What a task wants: first for its teacher, then for its students."""
 
     teacher_epochs: float
-    teacher_rate: str = "5e-5"
     begins_as: str = ""  # the task whose teacher this one is fine-tuned from
     recombine: float = 0.0  # rows that are made of each row
     epochs: float = 2.0  # passes over all of them
@@ -47,12 +46,12 @@ RECIPES = {
     "MRPC": Recipe(teacher_epochs=5, recombine=2),
     "STS-B": Recipe(teacher_epochs=4, recombine=2),
     "QQP": Recipe(teacher_epochs=2, recombine=2),
-    "MNLI": Recipe(teacher_epochs=5, teacher_rate="1e-4", recombine=2),
+    "MNLI": Recipe(teacher_epochs=5, recombine=2),
     "QNLI": Recipe(teacher_epochs=3, recombine=2),
-    "RTE": Recipe(teacher_epochs=5, begins_as="MNLI", recombine=2),
+    "RTE": Recipe(teacher_epochs=5, begins_as="QNLI", recombine=2),
 }
 GLUE = {task.name: task for task in TASKS.values()}
-STUDENT_RATE = "1e-4"
+TEACHER_RATE, STUDENT_RATE = "5e-5", "1e-4"
 BATCH_SIZE = "32"
 EVAL_STEP = "500"  # steps between two looks at the dev set; the last step always has one
 DONE = ".done"
@@ -95,7 +94,7 @@ def make_teacher(task: Task, args: argparse.Namespace) -> Path:
         *("--data_dir", args.glue_dir / task.directory, "--task_name", task.name),
         *("--cache_dir", args.work_dir / task.name / "cache"),
         *("--num_train_epochs", args.teacher_epochs or recipe.teacher_epochs),
-        *("--learning_rate", recipe.teacher_rate),
+        *("--learning_rate", TEACHER_RATE),
     )
 
 

@@ -742,6 +742,14 @@ def test_a_narrow_student_is_computed_from_the_teacher(
     assert toy.results("computed")["acc"] > 0.9
     toy.run(*flags[:-2], "--learning_rate", "0.5", "--output_dir", toy / "destroyed", epochs=0.5)
     assert "the training destroys what the student began with; lower --learning_rate" in caplog.text
+    # What is delivered is then the student as it was computed.
+    results = toy.results("destroyed")
+    assert (results["global_step"], results["acc"]) == (0, start["eval_acc"])
+    assert "no evaluation was better than the student before training" in caplog.text
+    assert "the student of step 0, the best, before any training" in caplog.text
+    flags = ["--do_eval", "--student_model", toy / "destroyed", "--output_dir", toy / "looked_at_3"]
+    toy.run(*flags)
+    assert toy.results("looked_at_3")["acc"] == start["eval_acc"]
 
 
 @pytest.mark.parametrize("stage", ["layers", "prediction"])

@@ -174,16 +174,21 @@ class Run:
             keep = True
         return keep
 
-    def measure_start(self, state: RunState, report: ClosedFormReport) -> None:
-        """Say what a student that begins from its teacher is worth before any training."""
+    def measure_start(self, state: RunState, report: ClosedFormReport) -> tuple[Results, Answers]:
+        """Say what a student that begins from its teacher is worth before any training.
+
+        Returns:
+            the task's metrics on all dev sets, and what they are computed from on the first.
+        """
         job, metric = self.job, self.job.task.best_metric
         batch_size = self.args.eval_batch_size
-        scores, _, labels = evaluate_with_answers(
+        scores, *answers = evaluate_with_answers(
             state.student, job.task, job.dev_sets, batch_size, self.runtime
         )
+        scores = self.runtime.broadcast_object(scores)
         state.metrics.write(step=0, **report.fields, **metric_fields(scores))
         state.facts["start_score"] = scores[metric]
-        state.facts["chance"] = chance_score(job.task, labels)
+        state.facts["chance"] = chance_score(job.task, answers[1])
         state.facts["start"] = [f"dev {metric} before training {scores[metric]:.4f}"]
         if not self.keeps_best:
             loss = self.measure(state)[0]["eval_loss"]
@@ -191,12 +196,14 @@ class Run:
         logger.info("%s", "; ".join(state.facts["start"]))
         if report.explained:
             state.facts["start"].append(describe(report))
+        return scores, tuple(answers)
 
     def compare_with_start(self, state: RunState, results: Results) -> None:
         """Warn once, at the first evaluation, if training destroys what the student began with."""
         start = state.facts.get("start_score")
-        if start is None or not self.keeps_best or state.best_score is not None:
+        if start is None or not self.keeps_best or state.facts.get("compared_with_start"):
             return
+        state.facts["compared_with_start"] = True
         metric, chance = self.job.task.best_metric, state.facts["chance"]
         score = results[metric]
         if abs(start - chance) and (start - score) / (start - chance) > DESTROYED_SHARE:
