@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import string
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ import torch
 from torch import nn
 
 torch.set_num_threads(1)
+
+# What a shell starts in the background may ignore Ctrl-C, and its children with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 COMMON_WORDS = """

@@ -194,6 +194,21 @@ def test_secrets_of_addresses_are_not_shown(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
 
 
+def test_a_cell_without_end_is_told_at_once_and_in_short() -> None:
+    code = (
+        "from transformer.files import UserError\n"
+        "from transformer.runtime.script import run_script\n"
+        "def main(): raise UserError('train.tsv, line 3: ' + 'a' * 500_000 + ' is not a number')\n"
+        "raise SystemExit(run_script(main))"
+    )
+    # Looked through for addresses letter by letter, it would take an hour.
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 2 and len(run.stderr) < 2100
+    assert "train.tsv, line 3: aaa" in run.stderr and run.stderr.endswith("a is not a number\n")
+
+
 def test_data_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[2J\r\x07\x9b\u202eb") == "a\\x1b[2J\\r\\x07\\x9b\\u202eb"
     assert printable("größe\t電影\n") == "größe\t電影\n"

@@ -32,6 +32,8 @@ from transformer.files import EnvironmentFault, UserError, without_secrets
 from transformer.runtime.program import program_name
 from transformer.runtime.progress import printable
 
+LONGEST_MESSAGE = 2000  # characters
+
 
 class RunError(RuntimeError):
     """A run that cannot go on, told in one line; the exit code is 1."""
@@ -262,6 +264,8 @@ def _tell(message: str) -> None:
     rank = os.environ.get("RANK", "0")
     prefix = f"rank {rank}: " if rank != "0" else ""
     line = printable(without_secrets(" ".join(message.split("\n"))))
+    if len(line) > LONGEST_MESSAGE:  # it quotes a cell that is no word of any language
+        line = f"{line[: LONGEST_MESSAGE // 2]} ... {line[-LONGEST_MESSAGE // 2 :]}"
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{program_name()}: error: {prefix}{line}\n")
         sys.stderr.flush()
