@@ -1,7 +1,7 @@
 """Measure training beside other busy processes, against the share of the cores that is its due.
 
     python benchmarks/busy_machine.py                            a few minutes
-    python benchmarks/busy_machine.py --busy 0 4 --rounds 1
+    python benchmarks/busy_machine.py --busy 4 --rounds 1
 
 A general step of a 6-layer teacher and a 3-layer student at 64 tokens runs in a process of its own,
 beside so many processes that count. The due of a process with as many threads as there are cores
@@ -43,20 +43,18 @@ def count_steps(seconds: float, *, watched: bool) -> float:
     import numpy as np
     import torch
 
+    from benchmarks.training import begin_training
     from transformer.configuration import BertConfig
     from transformer.distillation.layers import LAYER_TERMS, compare_layers, layer_map
     from transformer.distillation.objectives import Objective
     from transformer.distillation.students import freeze_teacher, freeze_unread
     from transformer.modeling import TinyBertForPreTraining
     from transformer.packed_linear import pack_linears
-    from transformer.runtime.metrics_log import MetricsLog
     from transformer.runtime.ranks import Runtime
     from transformer.runtime.waiting import CHECK_SECONDS, watch_crowding
     from transformer.training.batches import BatchPlan
-    from transformer.training.loop import build_optimizer, take_step
-    from transformer.training.meter import LossMeter
+    from transformer.training.loop import take_step
     from transformer.training.packed import PackedWriter
-    from transformer.training.state import RunState
     from transformer.training.steps import RunPlan, step_batches
 
     torch.manual_seed(0)
@@ -81,16 +79,7 @@ def count_steps(seconds: float, *, watched: bool) -> float:
         for _ in range(2048):
             writer.add(rng.integers(1000, 8000, 64), 64)
         plan = RunPlan([BatchPlan(writer.close(), 32, seed=0)], epochs=1000)
-        options = argparse.Namespace(
-            learning_rate=5e-5,
-            weight_decay=0.01,
-            warmup_proportion=0.1,
-            schedule="warmup_linear",
-            bias_correction=False,
-        )
-        optimizer, scaler = build_optimizer(student, options, plan.total_steps, runtime)
-        meter, log = LossMeter(runtime.device), MetricsLog(None)
-        state = RunState(student, optimizer, scaler, meter, log, {})
+        state = begin_training(student, plan, runtime)
         batches = step_batches(plan, runtime, first_step=1, accumulation=1, pad_token_id=0)
         if watched:
             watch_crowding()

@@ -247,6 +247,19 @@ def best_pass(job: Callable[[], object], runtime: Runtime) -> float:
     return min(timed(job, runtime) for _ in range(2))
 
 
+def begin_training(student: nn.Module, plan: RunPlan, runtime: Runtime) -> RunState:
+    """Return the state of a training that begins, with the scripts' optimizer."""
+    options = argparse.Namespace(
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        warmup_proportion=0.1,
+        schedule="warmup_linear",
+        bias_correction=False,
+    )
+    optimizer, scaler = build_optimizer(student, options, plan.total_steps, runtime)
+    return RunState(student, optimizer, scaler, LossMeter(runtime.device), MetricsLog(None), {})
+
+
 def ours_training(
     student: nn.Module,
     objective: Objective,
@@ -257,15 +270,7 @@ def ours_training(
     """Return the seconds of an epoch, after another one that warms up."""
     plan = RunPlan([BatchPlan(dataset, args.batch_size, seed=0)], epochs=2)
     half = plan.total_steps // 2
-    options = argparse.Namespace(
-        learning_rate=5e-5,
-        weight_decay=0.01,
-        warmup_proportion=0.1,
-        schedule="warmup_linear",
-        bias_correction=False,
-    )
-    optimizer, scaler = build_optimizer(student, options, plan.total_steps, runtime)
-    state = RunState(student, optimizer, scaler, LossMeter(runtime.device), MetricsLog(None), {})
+    state = begin_training(student, plan, runtime)
     batches = step_batches(plan, runtime, first_step=1, accumulation=1, pad_token_id=0)
 
     def epoch() -> None:

@@ -141,15 +141,20 @@ class Run:
 
         For layers, the loss on the first and no answers.
         """
-        job, batch_size = self.job, self.args.eval_batch_size
         if self.keeps_best:
-            results, *answers = evaluate_with_answers(
-                state.student, job.task, job.dev_sets, batch_size, self.runtime
-            )
-            # What ranks decide by must be the same on all, to the last digit.
-            return self.runtime.broadcast_object(results), tuple(answers)
+            return self.score(state)
+        job, batch_size = self.job, self.args.eval_batch_size
         dataset = job.dev_sets[0].dataset
         return mean_loss(job.objective, state.student, dataset, batch_size, self.runtime), None
+
+    def score(self, state: RunState) -> tuple[Results, Answers]:
+        """Return the metrics on all dev sets, and what they are computed from on the first."""
+        job, batch_size = self.job, self.args.eval_batch_size
+        results, *answers = evaluate_with_answers(
+            state.student, job.task, job.dev_sets, batch_size, self.runtime
+        )
+        # What ranks decide by must be the same on all, to the last digit.
+        return self.runtime.broadcast_object(results), tuple(answers)
 
     def choose(self, state: RunState, results: Results, *, is_last: bool) -> bool:
         """Say whether the student as it is now becomes the result, and note it in `state`.
@@ -180,15 +185,12 @@ class Run:
         Returns:
             the task's metrics on all dev sets, and what they are computed from on the first.
         """
-        job, metric = self.job, self.job.task.best_metric
-        batch_size = self.args.eval_batch_size
-        scores, *answers = evaluate_with_answers(
-            state.student, job.task, job.dev_sets, batch_size, self.runtime
-        )
-        scores = self.runtime.broadcast_object(scores)
+        task = self.job.task
+        metric = task.best_metric
+        scores, answers = self.score(state)
         state.metrics.write(step=0, **report.fields, **metric_fields(scores))
         state.facts["start_score"] = scores[metric]
-        state.facts["chance"] = chance_score(job.task, answers[1])
+        state.facts["chance"] = chance_score(task, answers[1])
         state.facts["start"] = [f"dev {metric} before training {scores[metric]:.4f}"]
         if not self.keeps_best:
             loss = self.measure(state)[0]["eval_loss"]
@@ -196,7 +198,7 @@ class Run:
         logger.info("%s", "; ".join(state.facts["start"]))
         if report.explained:
             state.facts["start"].append(describe(report))
-        return scores, tuple(answers)
+        return scores, answers
 
     def compare_with_start(self, state: RunState, results: Results) -> None:
         """Warn once, at the first evaluation, if training destroys what the student began with."""
