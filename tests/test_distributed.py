@@ -102,7 +102,8 @@ def test_dropout_differs_between_ranks(tmp_path, command):
         def telling(*key: int) -> None:
             seed_step(*key)
             state = torch.get_rng_state()
-            print(f"DRAW {key[1]} {torch.rand(1).item()}", file=sys.stderr)
+            # In one call and on a line of its own: both ranks write to one file.
+            os.write(2, f"\nDRAW {key[1]} {torch.rand(1).item()}\n".encode())
             torch.set_rng_state(state)
 
         training.seed_step = telling
