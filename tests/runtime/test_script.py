@@ -132,6 +132,42 @@ def test_a_signal_that_a_library_makes_an_error_of_is_a_signal(signum, code, tol
     assert (process.returncode, err) == (code, told)
 
 
+@pytest.mark.parametrize(
+    ("signum", "code", "told"),
+    [(signal.SIGINT, 130, "-c: error: interrupted\n"), (signal.SIGTERM, 143, "")],
+)
+def test_a_signal_whose_exception_is_dropped_is_raised_again(signum, code, told) -> None:
+    main = f"""
+        class Dropping:  # Python prints what is raised here, and goes on
+            def __del__(self):
+                os.kill(os.getpid(), {signum:d})
+                time.sleep(0.05)
+        dropping = Dropping()
+        del dropping
+        try:
+            for _ in range(1200):
+                time.sleep(0.05)
+        finally:
+            print("clean", flush=True)
+    """
+    with start(main) as process:
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (code, "clean\n", told)
+
+
+def test_what_else_is_dropped_is_told() -> None:
+    main = """
+        class Broken:
+            def __del__(self):
+                raise ValueError("broken")
+        broken = Broken()
+        del broken
+    """
+    with start(main) as process:
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 0 and "ValueError: broken" in err
+
+
 def test_ctrl_c_during_the_imports_is_one_line() -> None:
     program = f"""
 import sys, time
@@ -150,7 +186,8 @@ for _ in range(1200):
     assert (process.returncode, err) == (130, "-c: error: interrupted\n")
 
 
-PROGRAMS = [*sorted(ROOT.glob("*.py")), ROOT / "transformer/checkpoint/__main__.py"]
+MODULES = [ROOT / "transformer" / name for name in ("checkpoint/__main__", "distillation/suggest")]
+PROGRAMS = [*sorted(ROOT.glob("*.py")), *(path.with_suffix(".py") for path in MODULES)]
 
 
 @pytest.mark.parametrize("script", PROGRAMS, ids=lambda path: path.stem)
@@ -159,7 +196,14 @@ def test_scripts_listen_before_they_import(script: Path) -> None:
     assert imports[:2] == ["__future__", "transformer.runtime.interrupt"]
 
 
-def test_ctrl_c_at_the_command_that_shows_models_is_one_line() -> None:
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("transformer.checkpoint", "transformer.checkpoint"),
+        ("transformer.distillation.suggest", "suggest.py"),
+    ],
+)
+def test_ctrl_c_at_a_command_of_a_module_is_one_line(module: str, name: str) -> None:
     program = f"""
 import os, runpy, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -168,11 +212,11 @@ class CtrlC:  # as soon as torch is asked for
         if name == "torch":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, CtrlC())
-runpy.run_module("transformer.checkpoint", run_name="__main__", alter_sys=True)
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stderr) == (130, "transformer.checkpoint: error: interrupted\n")
+    assert (ended.returncode, ended.stderr) == (130, f"{name}: error: interrupted\n")
 
 
 # --- what is shown -----------------------------------------------------------------------------

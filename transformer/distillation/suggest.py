@@ -15,6 +15,9 @@ each coordinate), .03 on 12,000.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import transformer.runtime.interrupt  # noqa: F401 - Ctrl-C during the imports below
+
 import argparse
 import math
 import sys

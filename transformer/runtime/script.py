@@ -21,6 +21,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -203,6 +204,20 @@ def _listen_to_signals() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a shell script
         signal.signal(signal.SIGINT, _interrupt)
+    sys.unraisablehook = _raise_again
+
+
+def _raise_again(dropped: sys.UnraisableHookArgs) -> None:
+    """Send the first signal again if what its handler raised was dropped, as from a `__del__`."""
+    if not _received or not isinstance(dropped.exc_value, KeyboardInterrupt | SystemExit):
+        sys.__unraisablehook__(dropped)
+        return
+    first = _received[0]
+    _listen_to_signals()
+    # In a moment: what this call's own frames raise would be dropped, too.
+    again = threading.Timer(0.05, os.kill, (os.getpid(), first))
+    again.daemon = True
+    again.start()
 
 
 def _occupy_closed_streams() -> None:
