@@ -12,7 +12,7 @@
 set -euo pipefail
 
 # ------------------------------------------------------------------------------------- sizes
-TEACHER_EPOCHS=1.5       # fine-tuning the teacher on 7,500 sentences
+TEACHER_EPOCHS=1         # fine-tuning the teacher on 7,500 sentences
 TEACHER_LR=5e-5
 STUDENT_EPOCHS=2         # distilling a computed student
 STUDENT_LR=1e-4
@@ -28,7 +28,7 @@ PREDICTION_EPOCHS=1      # passes over them (the paper: 3)
 PREDICTION_LR=3e-4
 MAX_SEQ_LENGTH=64        # tokens; the paper's limit for single sentences
 BATCH_SIZE=32
-EVAL_STEP=100            # steps between two evaluations on the dev set
+EVAL_STEP=200            # steps between two evaluations on the dev set
 
 # ----------------------------------------------------------------------------------- options
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -40,7 +40,7 @@ class Effort:
 
     sentences: int = 64  # in one pass over the task's sample, at batch size 1 as at 32
     turns: int = 5  # of each model, at least
-    seconds: float = 5.0  # for each model: until then more turns are taken ...
+    seconds: float = 3.0  # for each model: until then more turns are taken ...
     precision: float = 0.03  # ... as long as the medians are not known to this share
     turn_seconds: float = 0.2  # a turn is one pass, of a fast model as many as take this long
     warm_up_batches: int = 3
