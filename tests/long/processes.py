@@ -29,6 +29,7 @@ import pregenerate_training_data  # noqa: F401
 import task_distill  # noqa: F401
 import transformer.archives
 import transformer.checkpoint.__main__  # noqa: F401
+from transformer.tasks import class_report
 from transformer.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +116,9 @@ class Script:
             if self.redirect is not None:
                 self.redirect()
             sys.argv = [str(ROOT / self.name), *self.words]
-            loop.save_curves = lambda *paths, **marks: False  # a second, and nothing to look at
+            # Pictures take a second, and there is nothing to look at.
+            loop.save_curves = lambda *paths, **marks: False
+            class_report.draw_matrix = lambda report, path, title: None
             runpy.run_path(str(ROOT / self.name), run_name="__main__")
         except SystemExit as end:
             code = end.code or 0
