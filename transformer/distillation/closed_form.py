@@ -358,8 +358,9 @@ class _ClosedForm:
                 teacher_layers = []
             while reached < self.teacher_of[m]:
                 reached += 1
-                teacher_layers.append(self.run_teacher_layer(reached, h))
-                before, h = h, teacher_layers[-1].outputs
+                before = h  # and no longer what was before that
+                teacher_layers.append(self.run_teacher_layer(reached, before))
+                h = teacher_layers[-1].outputs
                 for inner in teacher_layers[:-1]:
                     inner.outputs = []  # nothing reads them: of inner layers, neurons are taken
             x = self.layer(layer, m, x, before, teacher_layers, is_again=not is_next)
@@ -716,8 +717,9 @@ def _tables(teacher: BertModel) -> dict[str, Tensor]:
         if table is None:
             tables[name] = gamma.new_zeros(0, teacher.config.hidden_size)
             continue
-        rows = table.weight.double()
-        rows = (rows - rows.mean(1, keepdim=True)) * gamma
+        rows = table.weight.to(torch.float64, copy=True)  # the largest table: changed in place
+        rows -= rows.mean(1, keepdim=True)
+        rows *= gamma
         tables[name] = rows if mapping is None else rows @ mapping.weight.double().T
     return tables
 
