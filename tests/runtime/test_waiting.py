@@ -66,6 +66,34 @@ def test_a_team_is_held_while_the_machine_is_crowded(monkeypatch: pytest.MonkeyP
     assert states == [[], [], [], [False], [False], [False], [True], [True, False]]
 
 
+def test_fewer_threads_are_advised_once_where_the_machine_stays_crowded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[int] = []
+
+    class Stop(BaseException):
+        pass
+
+    # A minute that is broken off by a quiet second, a whole one, and another.
+    seconds = [*[1.0] * 59, 0.0, *[1.0] * 120]
+    readings = iter([float(sum(seconds[:count])) for count in range(len(seconds) + 1)])
+
+    def next_reading() -> float:
+        told.append(len(caplog.records))
+        try:
+            return next(readings)
+        except StopIteration:
+            raise Stop from None
+
+    monkeypatch.setattr(waiting, "seconds_without_core", next_reading)
+    monkeypatch.setattr(waiting, "hold_idle_team", threading.Event)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(Stop):
+        waiting._watch()
+    assert told.index(1) == 59 + 1 + 60 + 1 and told[-1] == 1
+    assert "OMP_NUM_THREADS=1" in caplog.text
+
+
 def test_a_team_has_threads_until_it_is_released() -> None:
     code = (
         "import os, time, torch; from transformer.runtime.waiting import hold_idle_team\n"

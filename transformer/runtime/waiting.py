@@ -11,6 +11,7 @@ a result, stays as it is.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -18,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 TASKS = Path("/proc/self/task")  # Linux only
 
@@ -27,6 +30,8 @@ CHECK_SECONDS = 1.0
 # alone stays below 0.02; beside one other program for two cores it is above 0.3.
 CROWDED = 0.1
 QUIET = 0.05
+
+ADVICE_SECONDS = 60  # a machine that is crowded for so long will be for longer
 
 # Elements that torch does not leave to one thread.
 PARALLEL_ELEMENTS = 1 << 18
@@ -60,11 +65,19 @@ def watch_crowding() -> None:
 
 
 def _watch() -> None:
-    before, released = seconds_without_core(), None
+    before, released, crowded, is_told = seconds_without_core(), None, 0.0, False
     while True:
         time.sleep(CHECK_SECONDS)
         now = seconds_without_core()
         share, before = (now - before) / CHECK_SECONDS, now
+        crowded = crowded + CHECK_SECONDS if share > CROWDED else 0.0
+        if crowded >= ADVICE_SECONDS and not is_told:
+            logger.warning(
+                "WARNING: other programs take cores that the %d threads of this run want; with "
+                "OMP_NUM_THREADS=1 it may be faster (sums are then rounded differently)",
+                torch.get_num_threads(),
+            )
+            is_told = True
         if released is None and share > CROWDED:
             released = hold_idle_team()
         elif released is not None and share < QUIET:
