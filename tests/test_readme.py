@@ -296,7 +296,7 @@ def test_requirements_are_what_is_imported() -> None:
     files += (ROOT / "examples").glob("*.py")
     imported = {name for file in files if file.suffix == ".py" for name in imports_of(file)}
     # Imported only when asked for, or where installed.
-    optional = {"tensorboard", "tensorflow", "onnx", "onnxruntime", "nanotoken"}
+    optional = {"tensorboard", "tensorflow", "onnx", "onnxruntime"}
     own = {"transformer"}
     comes_along = {"botocore"}  # with boto3
     imported -= sys.stdlib_module_names | own | optional | comes_along

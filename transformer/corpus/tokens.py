@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from transformer.corpus.blocks import Block, damaged_lines, is_tag, undecodable_lines
-from transformer.corpus.flat_tokens import encode_flat
 from transformer.corpus.sentences import split_sentences
 from transformer.files import UserError
 from transformer.tokenization import BertTokenizer
@@ -62,7 +62,9 @@ class BlockTokenizer:
                 sentences.append(sentence)
                 breaks.append(pending_break)
                 pending_break = False
-        ids, lengths = encode_flat(self.tokenizer, sentences)
+        encoded = self.tokenizer.encode_batch(sentences)
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        ids = np.fromiter(chain.from_iterable(encoded), np.int32, int(lengths.sum()))
         # One more entry: the break that the next block's first sentence inherits.
         begins = np.array([*breaks, pending_break], bool)
         for empty in np.flatnonzero(lengths == 0):
