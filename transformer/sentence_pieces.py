@@ -117,9 +117,6 @@ class SentencePieceTokenizer(BertTokenizer):
         """Return the ids of each text, as `encode` does."""
         return list(map(self._encode, texts))
 
-    def as_json(self) -> None:
-        """Return None: a WordPiece tokenizer.json cannot say it."""
-
     def save_vocabulary(self, path: str | Path) -> tuple[str, ...]:
         """Write the files of the model byte for byte as they were read, to a directory."""
         for name, content in self._files.items():

@@ -437,10 +437,6 @@ class BertTokenizer:
         tokenizer._build()
         return tokenizer
 
-    def as_json(self) -> dict[str, Any] | None:
-        """Return what tokenizer.json says of this tokenizer, None where it cannot."""
-        return fast_tokenizer(self.vocab, self._options) if self._is_usual else None
-
     def save_vocabulary(self, path: str | Path) -> tuple[str]:
         """Write the vocabulary byte for byte as it was read, to a directory or a file."""
         target = Path(path)
@@ -469,9 +465,8 @@ class BertTokenizer:
         ):
             with atomic_write(target / name) as output:
                 output.write(json.dumps(content, indent=2) + "\n")
-        fast = self.as_json()
-        if fast is None:  # what another model left would win
+        if not self._is_usual:  # no tokenizer.json can say it; what another model left would win
             (target / TOKENIZER_JSON).unlink(missing_ok=True)
             return
         with atomic_write(target / TOKENIZER_JSON) as output:
-            json.dump(fast, output, ensure_ascii=False)
+            json.dump(fast_tokenizer(self.vocab, self._options), output, ensure_ascii=False)
