@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.training import best_pass, peak_memory, timed
+from benchmarks.training import CLS, SEP, best_pass, peak_memory, timed
 from transformer.checkpoint.directory import Checkpoint
 from transformer.configuration import BertConfig
 from transformer.distillation.closed_form import compute_student
@@ -27,8 +27,6 @@ from transformer.modeling import TinyBertForSequenceClassification
 from transformer.runtime.ranks import Runtime
 from transformer.runtime.script import ScriptParser, run_script, student_name
 from transformer.training.batches import Batch, pad_rows
-
-CLS, SEP = 101, 102
 
 
 def build_parser() -> ScriptParser:

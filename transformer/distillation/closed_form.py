@@ -358,7 +358,7 @@ class _ClosedForm:
                 teacher_layers = []
             while reached < self.teacher_of[m]:
                 reached += 1
-                before = h  # and no longer what was before that
+                before = h  # first, so that the layer below gives its states free
                 teacher_layers.append(self.run_teacher_layer(reached, before))
                 h = teacher_layers[-1].outputs
                 for inner in teacher_layers[:-1]:
