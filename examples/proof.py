@@ -55,9 +55,9 @@ RECIPES = {
     "MRPC": Recipe(teacher_epochs=5, recombine=2),
     "STS-B": Recipe(teacher_epochs=4, recombine=2),
     "QQP": Recipe(teacher_epochs=2, recombine=2),
-    "MNLI": Recipe(teacher_epochs=4, begins_as="QNLI", recombine=2),
-    "QNLI": Recipe(teacher_epochs=2, recombine=2),
-    "RTE": Recipe(teacher_epochs=5, begins_as="QNLI", recombine=2),
+    "MNLI": Recipe(teacher_epochs=4, begins_as="STS-B", recombine=2),
+    "QNLI": Recipe(teacher_epochs=2, begins_as="STS-B", recombine=2),
+    "RTE": Recipe(teacher_epochs=5, begins_as="MNLI", recombine=2),
 }
 GLUE = {task.name: task for task in TASKS.values()}
 TEACHER_RATE, STUDENT_RATE = "5e-5", "1e-4"
