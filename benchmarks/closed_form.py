@@ -5,26 +5,27 @@
 
 The teacher has BERT-base's size and random weights, and the tokens are random: which they are does
 not change the arithmetic. Memory is that beyond what the process held with both models made. A
-forward pass gives the states of all layers, in fp32 as the computation needs it; it takes two.
+forward pass gives the states of all layers, in the same precision; the computation takes two.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.training import CLS, SEP, best_pass, peak_memory, timed
+from benchmarks.training import CLS, SEP, best_pass, make_runtime, peak_memory, timed
 from transformer.checkpoint.directory import Checkpoint
 from transformer.configuration import BertConfig
 from transformer.distillation.closed_form import compute_student
 from transformer.distillation.start import BATCH_ROWS, plan_start
 from transformer.modeling import TinyBertForSequenceClassification
-from transformer.runtime.ranks import Runtime
+from transformer.runtime.ranks import PRECISIONS
 from transformer.runtime.script import ScriptParser, run_script, student_name
 from transformer.training.batches import Batch, pad_rows
 
@@ -33,6 +34,8 @@ def build_parser() -> ScriptParser:
     """Describe the command line."""
     parser = ScriptParser(__doc__)
     add = parser.add_argument
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--precision", choices=["auto", *PRECISIONS], default="auto", help="of the teacher")
     add("--student_model", type=student_name, default="tinybert_4l_312d", help="configuration")
     add("--tokens", type=int, default=20_000, help="that the student is computed on")
     add("--length", type=int, default=64, help="tokens of a sentence")
@@ -52,8 +55,8 @@ def random_text(tokens: int, length: int, vocab_size: int, device: torch.device)
 def main() -> None:
     """Compute a student once, and print what that took."""
     args = build_parser().parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    runtime = Runtime(device)
+    runtime = make_runtime(args)
+    device = runtime.device
     torch.manual_seed(0)
     config = replace(Checkpoint(args.student_model).config, fit_size=BertConfig().hidden_size)
     models = [TinyBertForSequenceClassification(each) for each in (BertConfig(), config)]
@@ -62,11 +65,12 @@ def main() -> None:
     pairs = plan_start("uniform", config, teacher.config)
 
     held = peak_memory(runtime)
-    seconds = timed(lambda: compute_student(student, teacher, pairs, text), runtime)
+    compute = partial(compute_student, autocast=runtime.autocast)
+    seconds = timed(lambda: compute(student, teacher, pairs, text), runtime)
     beyond = peak_memory(runtime) - held
 
     def forward() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), runtime.autocast():
             for batch in text:
                 teacher(batch.input_ids, batch.token_type_ids, batch.attention_mask)
 
@@ -74,9 +78,10 @@ def main() -> None:
     layers, width = config.num_hidden_layers, config.hidden_size
     count = sum(int(batch.attention_mask.sum()) for batch in text)
     print(
-        f"BERT-base to {layers} layers of {width}, {count} tokens, {device.type}, fp32, "
-        f"{torch.get_num_threads()} thread(s): {seconds:.1f} s, {seconds / passes:.1f} times a "
-        f"forward pass ({passes:.1f} s), {beyond / 2**20:.0f} MiB beyond the models"
+        f"BERT-base to {layers} layers of {width}, {count} tokens, {device.type}, "
+        f"{runtime.dtype}, {torch.get_num_threads()} thread(s): {seconds:.1f} s, "
+        f"{seconds / passes:.1f} times a forward pass ({passes:.1f} s), "
+        f"{beyond / 2**20:.0f} MiB beyond the models"
     )
 
 

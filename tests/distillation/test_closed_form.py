@@ -6,6 +6,7 @@ Run: pytest tests/distillation/test_closed_form.py
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -303,6 +304,22 @@ def test_any_student_begins_nearer_than_at_random(
     compute_student(student, teacher, pairs, batches)
     for name, value in student.state_dict().items():
         assert torch.equal(value, first[name]), name
+
+
+def test_a_teacher_that_runs_in_bf16_gives_nearly_the_same_student(
+    tiny_config: BertConfig, narrow_config: BertConfig
+) -> None:
+    student, teacher = pair_of(tiny_config, narrow_config)
+    batches, pairs = random_batches(tiny_config, 6), ((1, 2), (2, 4))
+    exact = compute_student(student, teacher, pairs, batches)
+    query = student.bert.encoder.layer[0].attention.self.query.weight
+    before = query.clone()
+    in_bf16 = partial(torch.autocast, "cpu", torch.bfloat16)
+    rough = compute_student(student, teacher, pairs, batches, autocast=in_bf16)
+    assert query.dtype == torch.float32 and not torch.equal(query, before)
+    for m, share in exact.explained.items():
+        assert abs(rough.explained[m] - share) < 0.005, f"layer {m}"
+        assert m == 0 or abs(rough.scores[m] - exact.scores[m]) < 0.005
 
 
 @pytest.mark.parametrize(

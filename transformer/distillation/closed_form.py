@@ -27,14 +27,17 @@ What a NEZHA knows of positions is not computed: it stands in the scores of its 
 its states, and a BERT has no other place for it than its position embeddings. They begin at zero,
 queries and keys at what the words say, and training finds the rest.
 
-Whatever is summed over tokens is summed in fp64, batch by batch; the states of a few layers are
-held at a time. Nothing is drawn at random: the same text gives the same student.
+The teacher runs in the precision of the run, the student in fp32. Whatever is summed over tokens is
+summed in fp64, batch by batch; the states of a few layers are held at a time. Nothing is drawn at
+random: the same text gives the same student.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +65,7 @@ FIRST_TOKEN_WEIGHT = 8.0
 ROWS_AT_ONCE = 1024  # tokens that are held in fp64, to be added up
 
 States = list[Tensor]  # (B, T, width) of each batch
+Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 # ------------------------------------------------------------------------------- least squares
@@ -175,13 +179,17 @@ def _root(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def state_moments(
-    teacher: BertModel, batches: Sequence[Batch], layers: Iterable[int]
+    teacher: BertModel,
+    batches: Sequence[Batch],
+    layers: Iterable[int],
+    autocast: Autocast = nullcontext,
 ) -> dict[int, Moments]:
     """Return the moments of the teacher's states (tokens, D), by layer; 0 is the embeddings.
 
     Args:
-        teacher: in eval mode, on the device of the batches.
+        teacher: in eval mode, in fp32, on the device of the batches.
         layers: whose states are wanted.
+        autocast: gives the context that the layers run in, such as `runtime.autocast`.
     """
     wanted, found = set(layers), {}
     h = [teacher.embeddings(b.input_ids, b.token_type_ids) for b in batches]
@@ -189,7 +197,8 @@ def state_moments(
     for g in range(max(wanted) + 1):
         if g:
             layer = teacher.encoder.layer[g - 1]
-            h = [layer(state, mask, False)[0] for state, mask in zip(h, masks, strict=True)]
+            with autocast():
+                h = [layer(state, mask, False)[0] for state, mask in zip(h, masks, strict=True)]
         if g in wanted:
             found[g] = Moments(h[0].shape[-1], 0, h[0].device)
             for state, batch in zip(h, batches, strict=True):
@@ -300,6 +309,7 @@ def compute_student(
     pairs: LayerPairs,
     batches: Sequence[Batch],
     strength: float = RIDGE,
+    autocast: Autocast = nullcontext,
 ) -> ClosedFormReport:
     """Give a student the weights that follow from its teacher; see the head of this file.
 
@@ -308,10 +318,11 @@ def compute_student(
         pairs: (m, g(m)), g not falling; student layers that are not listed pass their input on.
         batches: some thousands of tokens of the text that the student will meet.
         strength: of the ridge in steps 3 to 7.
+        autocast: gives the context that the teacher's layers run in, such as `runtime.autocast`.
     """
     was_training = student.training
     student.eval(), teacher.eval()
-    report = _ClosedForm(student, teacher, pairs, batches, strength).run()
+    report = _ClosedForm(student, teacher, pairs, batches, strength, autocast).run()
     student.train(was_training)
     return report
 
@@ -326,8 +337,9 @@ class _ClosedForm:
         pairs: LayerPairs,
         batches: Sequence[Batch],
         strength: float,
+        autocast: Autocast = nullcontext,
     ) -> None:
-        self.strength = strength
+        self.strength, self.autocast = strength, autocast
         self.student, self.teacher = student, teacher
         self.teacher_of = dict(pairs)
         self.batches = batches
@@ -378,7 +390,7 @@ class _ClosedForm:
     def find_basis(self) -> None:
         """Find mu (D,) and E (D, d) from the states of the mapped layers and the embeddings."""
         layers = (0, *self.teacher_of.values())
-        moments = state_moments(self.teacher.bert, self.batches, layers)
+        moments = state_moments(self.teacher.bert, self.batches, layers, self.autocast)
         self.mean, covariance = joint_covariance(moments.values())
         rank = min(self.width - 1, self.teacher_width)
         leading = leading_directions(covariance, rank)
@@ -633,11 +645,12 @@ class _ClosedForm:
         found = TeacherStates(layer)
         sums: Tensor | float = 0.0
         for place, (state, additive) in enumerate(zip(h, self.additive, strict=True)):
-            context = layer.attention.self(state, additive, False)[0]
-            z = layer.attention.output.dense(context) + state
-            middle = layer.attention.output.LayerNorm(z)
-            activation = layer.intermediate(middle)
-            z_out = layer.output.dense(activation) + middle
+            with self.autocast():
+                context = layer.attention.self(state, additive, False)[0]
+                z = layer.attention.output.dense(context) + state
+                middle = layer.attention.output.LayerNorm(z)
+                activation = layer.intermediate(middle)
+                z_out = layer.output.dense(activation) + middle
             found.middles.append(middle)
             found.middle_deviations.append(z.std(-1, keepdim=True, correction=0))
             found.outputs.append(layer.output.LayerNorm(z_out))

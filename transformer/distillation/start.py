@@ -118,9 +118,8 @@ def begin_from_teacher(
         return ClosedFormReport()
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
     logger.info("computing the student from the teacher on %d tokens", tokens)
-    report = compute_student(
-        student, teacher, pairs, [batch.to(runtime.device) for batch in batches]
-    )
+    text = [batch.to(runtime.device) for batch in batches]
+    report = compute_student(student, teacher, pairs, text, autocast=runtime.autocast)
     if runtime.world_size > 1:
         # Ranks may add up in another order; all of them begin from the main one's weights.
         for value in student.state_dict().values():
