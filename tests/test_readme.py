@@ -37,7 +37,7 @@ DOCUMENTS = (*READMES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").g
 # Flags of other programs that the text names.
 FOREIGN_FLAGS = {
     *("--nproc_per_node", "--nnodes", "--max-restarts", "--rdzv_backend", "--rdzv_endpoint"),
-    *("--assets", "--chain", "--work_dir", "--to"),
+    *("--assets", "--chain", "--work_dir", "--to", "--ways"),
 }
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")
 
