@@ -13,8 +13,8 @@ For each task, BERT is fine-tuned on all rows and teaches the students. There ar
     chain    the paper's: it begins at random and goes through general distillation on the corpus,
              one augmented variant of each row, its layers, and its predictions
 
-What is finished is not run again, what was stopped goes on. The table of all that is in WORK_DIR is
-printed after each student and written to WORK_DIR/table.md.
+What is finished is not run again, what was stopped goes on; so another BERT or corpus wants another
+WORK_DIR. The table of all that is in it is printed after each student and written to table.md there.
 """
 
 from __future__ import annotations
