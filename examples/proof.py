@@ -14,7 +14,7 @@ For each task, BERT is fine-tuned on all rows and teaches the students. There ar
              one augmented variant of each row, its layers, and its predictions
 
 What is finished is not run again, what was stopped goes on; so another BERT or corpus wants another
-WORK_DIR. The table of all that is in it is printed after each student and written to table.md there.
+WORK_DIR. The table of all that is in it is printed after each student and written to its table.md.
 """
 
 from __future__ import annotations
