@@ -34,7 +34,8 @@ def build_parser() -> ScriptParser:
     """Describe the command line."""
     parser = ScriptParser(__doc__)
     add = parser.add_argument
-    add("--device", choices=["cpu", "cuda"], default="cpu")
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=["cpu", "cuda"], default=best, help=f"where ({best})")
     add("--precision", choices=["auto", *PRECISIONS], default="auto", help="of the teacher")
     add("--student_model", type=student_name, default="tinybert_4l_312d", help="configuration")
     add("--tokens", type=int, default=20_000, help="that the student is computed on")
@@ -65,8 +66,9 @@ def main() -> None:
     pairs = plan_start("uniform", config, teacher.config)
 
     held = peak_memory(runtime)
-    compute = partial(compute_student, autocast=runtime.autocast)
-    seconds = timed(lambda: compute(student, teacher, pairs, text), runtime)
+    autocast = runtime.autocast
+    compute = partial(compute_student, student, teacher, pairs, text, autocast=autocast)
+    seconds = timed(compute, runtime)
     beyond = peak_memory(runtime) - held
 
     def forward() -> None:

@@ -124,20 +124,18 @@ def make_teacher(task: Task, args: argparse.Namespace) -> Path:
 
 def make_general(config: Path, start: str, args: argparse.Namespace) -> Path:
     """Distil a student on the corpus, from a random start or computed from BERT, for all tasks."""
-    examples = args.work_dir / "general" / "examples"
-    if begin(examples):
+    directory = args.work_dir / "general" / "examples"
+    examples = directory / "data"
+    if begin(directory):
         flags = ["--train_corpus", args.corpus, "--bert_model", args.bert_model]
         flags += ["--epochs_to_generate", 1, "--num_workers", args.threads]
-        run_script(
-            "pregenerate_training_data.py",
-            [*flags, "--output_dir", examples / "data"],
-            args.threads,
-        )
-        (examples / DONE).touch()
+        flags += ["--output_dir", examples]
+        run_script("pregenerate_training_data.py", flags, args.threads)
+        (directory / DONE).touch()
     return train(
         args.work_dir / "general" / f"{config.name}-{start}",
         args.threads,
-        *("--pregenerated_data", examples / "data", "--teacher_model", args.bert_model),
+        *("--pregenerated_data", examples, "--teacher_model", args.bert_model),
         *("--student_model", config, "--num_train_epochs", 1),
         *(["--init_from_teacher", "uniform"] if start == "computed" else []),
         *("--learning_rate", GENERAL_RATES[start], "--attention_weight", ATTENTION_WEIGHT),
@@ -181,8 +179,8 @@ def make_student(task: Task, config: Path, way: str, seed: int, args: argparse.N
     way_name = "" if way == "short" else way
     name = "-".join(filter(None, [config.name, way_name, data.name.removeprefix("data_"), flags]))
     directory = args.work_dir / task.name
-    shared = ["--teacher_model", make_teacher(task, args), "--seed", seed]
-    shared += ["--num_workers", args.threads]
+    shared = ["--teacher_model", make_teacher(task, args)]
+    shared += ["--seed", seed, "--num_workers", args.threads]
     shared += ["--data_dir", data, "--task_name", task.name, *(["--aug_train"] if count else [])]
     start, epochs = [config, "--init_from_teacher", "uniform"], recipe.epochs
     if way == "general":

@@ -49,6 +49,10 @@ def prepare(directory: Path, vocab_file: Path) -> list[str]:
     return [*command, "--threads", "1"]
 
 
+def args_of(directory: Path) -> dict:
+    return json.loads((directory / "args.json").read_text())
+
+
 def test_students_are_made_once_and_told_in_a_table(
     tmp_path: Path, vocab_file: Path, calls: list, capsys: pytest.CaptureFixture
 ) -> None:
@@ -58,7 +62,7 @@ def test_students_are_made_once_and_told_in_a_table(
         *("data_augmentation.py", "task_distill.py", "task_distill.py")
     ]
     runs = tmp_path / "work/STS-B/students/tiny-rows90_recombine2-learning_rate_1e-3"
-    assert json.loads((runs / "seed_42/args.json").read_text())["learning_rate"] == 1e-3
+    assert args_of(runs / "seed_42")["learning_rate"] == 1e-3
     rows = (tmp_path / "work/STS-B/data_rows90_recombine2/train.tsv").read_text().splitlines()
     assert rows == (tmp_path / "glue/STS-B/train.tsv").read_text().splitlines()[:91]
 
@@ -118,10 +122,6 @@ def test_other_ways_begin_on_general_text(
     assert len(calls) == count
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[-2:]]
     assert [row[6].strip() for row in rows] == ["", ""], "neither was computed from this teacher"
-
-
-def args_of(directory: Path) -> dict:
-    return json.loads((directory / "args.json").read_text())
 
 
 def test_what_was_measured_is_told(tmp_path: Path) -> None:
